@@ -1,0 +1,40 @@
+# make run    sets up and runs the demonstration      make test   sets up and runs the tests
+# make setup  only sets up                            make bench  measures, beside the rivals
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.requirements
+
+.PHONY: run setup setup-dev test bench lint clean
+
+run: setup
+	$(BIN)/midstream run electricity --fresh
+
+setup: $(STAMP)
+
+setup-dev: $(STAMP)-dev
+
+$(STAMP): requirements.lock setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Midstream wants Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(STAMP)-dev: $(STAMP) requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	touch $@
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup-dev
+	$(BIN)/python -m bench.run
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .hypothesis

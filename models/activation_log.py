@@ -1,0 +1,355 @@
+"""The only truth about what is live: an append-only log beside a model's versions, one small file an entry.
+
+    <root>/<model>/activations/log.json             the refresh grid, fixed when the log begins
+    <root>/<model>/activations/000000000001.json    the first entry, and so on without gaps
+
+Whoever appends reads to the end, checks the new entry against all that is there, and creates the next file if it is not there
+yet; if it is, somebody was faster: then theirs is read and the check made again. So every entry was right given all entries
+before it, with any number of writers and whenever one is killed. Entries are never changed or removed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple, TypeVar
+
+from models import storage
+from models.activations import FORMAT, Activation, Entry, Kind, Seal, from_json, live_stack, time_text, to_json
+from models.registry import Registry, UnknownVersion
+from models.timeline import MAX_TIME_US, MIN_TIME_US, Timeline
+
+DEFAULT_GRID_US = 1_000_000
+
+NewEntry = TypeVar("NewEntry", Activation, Seal)
+_ENTRY = re.compile(r"(\d{12})\.json")
+
+
+class LogError(ValueError):
+    """The log refuses a request; says why and what to do."""
+
+
+class ActivationInPast(LogError):
+    """An activation from before a time that a job has begun to serve."""
+
+
+class NothingToRollBack(LogError):
+    """There is no version to go back to."""
+
+
+class LogCorrupt(LogError):
+    """A file of the log is missing or not what was written; names it."""
+
+
+class _View(NamedTuple):
+    """The log as far as it was read. Replaced as a whole, so that threads may share a log."""
+
+    entries: tuple[Entry, ...] = ()
+    seals: Mapping[str, Seal] = {}  # the furthest one of every job
+    timeline: Timeline = Timeline.of([])
+
+    def extended(self, entries: list[Entry]) -> _View:
+        seals = dict(self.seals)
+        for entry in entries:
+            if isinstance(entry, Seal) and (entry.by not in seals or seals[entry.by].until_us < entry.until_us):
+                seals[entry.by] = entry
+        timeline = self.timeline.merge(Timeline.of(entry for entry in entries if isinstance(entry, Activation)))
+        return _View(self.entries + tuple(entries), seals, timeline)
+
+    def furthest_seal(self, unless_by: str | None = None) -> Seal | None:
+        others = (seal for seal in self.seals.values() if seal.by != unless_by)
+        return max(others, key=lambda seal: seal.until_us, default=None)
+
+    def activations(self) -> Iterator[Activation]:
+        return (entry for entry in self.entries if isinstance(entry, Activation))
+
+    def live_at(self, time_us: int) -> Activation | None:
+        """The activation that governs a moment."""
+        place = int(self.timeline.effective_from_us.searchsorted(time_us, side="right")) - 1
+        entry = self.entries[int(self.timeline.sequence[place]) - 1] if place >= 0 else None
+        return entry if isinstance(entry, Activation) else None
+
+
+class ActivationLog:
+    """The log of one model. Safe to share between threads and to pickle; an object of its own for every process."""
+
+    def __init__(self, root: str, model: str, grid_us: int | None = None) -> None:
+        """Opens the log; the first entry begins it.
+
+        Args:
+            root: the registry's folder.
+            model: the model's name.
+            grid_us: the refresh grid in microseconds: activations take effect at its multiples. None for the grid the log
+                has, or `DEFAULT_GRID_US` for a log that is not there yet.
+
+        Raises:
+            LogError: the log has another grid.
+            LogCorrupt: see `entries`.
+        """
+        if grid_us is not None and grid_us < 1:
+            raise LogError(f"expected a refresh grid of at least 1 microsecond, came {grid_us}")
+        self.model = model
+        self._registry = Registry(root)
+        self._folder = storage.join(self._registry.model_folder(model), "activations")
+        self._asked_grid_us = grid_us
+        self.grid_us = self._read_grid() or grid_us or DEFAULT_GRID_US
+        self._view = _View()
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, in order. Reads only files that were not read before.
+
+        Raises:
+            LogCorrupt: a file is missing or garbled.
+        """
+        return self._refreshed().entries
+
+    def refresh(self) -> tuple[Entry, ...]:
+        """Reads on; returns the entries that are new since the last call of any method."""
+        seen = len(self._view.entries)
+        return self._refreshed().entries[seen:]
+
+    def timeline(self) -> Timeline:
+        """Which version is live when, by all entries up to now."""
+        return self._refreshed().timeline
+
+    def activate(
+        self,
+        version: int,
+        effective_from_us: int | None = None,
+        *,
+        by: str,
+        reason: str,
+        kind: Kind = "activate",
+        not_before_us: int | None = None,
+    ) -> Activation:
+        """Makes a version live from a boundary of the refresh grid on.
+
+        Repeating a call appends nothing: with `effective_from_us`, if the same version, boundary, `by` and `reason` are in
+        the log; without, if the activation that governs the boundary is by the same call already.
+
+        Args:
+            version: a published version.
+            effective_from_us: event time, rounded up to the grid. None for the earliest boundary that is possible now: where
+                the furthest seal ends, or from the beginning of time where nothing was served yet.
+            by: who.
+            reason: for people and for reports.
+            kind: whether this goes back to a version.
+            not_before_us: the earliest boundary wanted where `effective_from_us` is None.
+
+        Returns:
+            The entry, new or there before.
+
+        Raises:
+            UnknownVersion: it was not published.
+            ActivationInPast: another job has begun to serve a time from which this would be effective.
+            LogCorrupt, OSError: see `entries` and `models.storage`.
+        """
+        if effective_from_us is not None and not_before_us is not None:
+            raise LogError(
+                "expected effective_from_us or not_before_us, came both: the first is the boundary, the second bounds it"
+            )
+
+        def draft(view: _View) -> Activation:
+            boundary = self._boundary(view, effective_from_us, not_before_us)
+            known = [live for live in (view.live_at(boundary),) if live]
+            if effective_from_us is not None:
+                known = [entry for entry in view.activations() if entry.effective_from_us == boundary]
+            for entry in known:
+                if _request(entry) == (version, by, reason, kind):
+                    return entry
+            return self._checked(view, version, boundary, by, reason, kind)
+
+        return self._append(draft)
+
+    def rollback(self, by: str, reason: str, to: int | None = None, effective_from_us: int | None = None) -> Activation:
+        """Makes an earlier version live again, by one more activation.
+
+        The current version is the one live at the earliest boundary that is possible now. What is scheduled for later stays
+        scheduled. Rolling back twice goes back two versions.
+
+        Args:
+            by: who.
+            reason: for people and for reports.
+            to: the version; None for the one that was live before the current one.
+            effective_from_us: see `activate`.
+
+        Raises:
+            NothingToRollBack: nothing was live before, or `to` is live already.
+            UnknownVersion, ActivationInPast, LogCorrupt, OSError: see `activate`.
+        """
+
+        def draft(view: _View) -> Activation:
+            boundary = self._boundary(view, effective_from_us)
+            lived = live_stack(entry for entry in view.activations() if entry.effective_from_us <= boundary)
+            live = view.live_at(boundary)
+            if to is None and len(lived) < 2:
+                raise NothingToRollBack(self._no_way_back(view, boundary, live))
+            if to is not None and live and live.version == to:
+                if _request(live) == (to, by, reason, "rollback"):
+                    return live
+                raise NothingToRollBack(f"version {to} of {self.model} is live already at {time_text(boundary)}")
+            return self._checked(view, lived[-2] if to is None else to, boundary, by, reason, "rollback")
+
+        return self._append(draft)
+
+    def seal(self, until_us: int, by: str) -> Seal:
+        """Notes that a job begins to serve event times below `until_us`, before it does.
+
+        From then on nobody but this job changes what is live there. What the log says after this call is what the job serves.
+
+        Args:
+            until_us: rounded up to the grid.
+            by: the job.
+
+        Returns:
+            The job's furthest seal, new or there before; a seal is never taken back.
+        """
+
+        def draft(view: _View) -> Seal:
+            boundary = self._on_grid(until_us)
+            _check_name(by)
+            if by in view.seals and view.seals[by].until_us >= boundary:
+                return view.seals[by]
+            return Seal(len(view.entries) + 1, boundary, by, _now())
+
+        return self._append(draft)
+
+    def earliest_us(self) -> int:
+        """The earliest boundary from which anybody may activate a version now."""
+        return self._earliest(self._refreshed())
+
+    def _append(self, draft: Callable[[_View], NewEntry]) -> NewEntry:
+        while True:
+            view, grid_us = self._refreshed(), self.grid_us
+            entry = draft(view)
+            if entry.sequence <= len(view.entries):
+                return entry  # it was there
+            if not view.entries:
+                self._begin()
+                if self.grid_us != grid_us:
+                    continue  # somebody began the log with another grid
+            if storage.create(self._file(entry.sequence), to_json(entry).encode()):
+                self._view = view.extended([entry])
+                return entry
+
+    def _boundary(self, view: _View, effective_from_us: int | None, not_before_us: int | None = None) -> int:
+        if effective_from_us is not None:
+            return self._on_grid(effective_from_us)
+        return max(self._earliest(view), self._on_grid(MIN_TIME_US if not_before_us is None else not_before_us))
+
+    def _checked(self, view: _View, version: int, boundary: int, by: str, reason: str, kind: Kind) -> Activation:
+        """The next entry, if it may be."""
+        _check_name(by)
+        try:
+            self._registry.manifest(self.model, version)
+        except UnknownVersion as error:
+            raise UnknownVersion(f"cannot activate: {error}") from None
+        seal = view.furthest_seal(unless_by=by)
+        if boundary >= MAX_TIME_US or (seal and boundary < seal.until_us):
+            raise ActivationInPast(self._refusal(version, boundary, view, seal or view.furthest_seal()))
+        return Activation(len(view.entries) + 1, self.model, int(version), boundary, reason, by, _now(), kind)
+
+    def _refreshed(self) -> _View:
+        view = self._view
+        numbers = [int(match[1]) for name in storage.names(self._folder) if (match := _ENTRY.fullmatch(name))]
+        end = max(numbers, default=0)
+        if end < len(view.entries):
+            raise LogCorrupt(f"{self._file(end + 1)} was there and is gone; entries are never removed. Restore it from a copy.")
+        if end > len(view.entries):
+            if not view.entries:
+                self._adopt_grid()
+            view = view.extended([self._read(sequence) for sequence in range(len(view.entries) + 1, end + 1)])
+            self._view = view
+        return view
+
+    def _read(self, sequence: int) -> Entry:
+        file = self._file(sequence)
+        try:
+            text = storage.read_text(file)
+        except FileNotFoundError:
+            raise LogCorrupt(f"{file} is missing, but later entries are there. Restore it from a copy.") from None
+        except UnicodeDecodeError as error:
+            raise LogCorrupt(f"{file} is garbled: {error}. Restore it from a copy.") from error
+        try:
+            return from_json(text, sequence, self.model, self.grid_us)
+        except (ValueError, KeyError, TypeError) as error:
+            raise LogCorrupt(
+                f"{file} is no entry of this log: {error}; it holds {text[:80]!r}. Restore it from a copy."
+            ) from error
+
+    def _begin(self) -> None:
+        """Writes down the grid, or takes over what somebody else wrote down first."""
+        text = json.dumps({"format": FORMAT, "model": self.model, "grid_us": self.grid_us}) + "\n"
+        storage.create(self._grid_file(), text.encode())
+        self._adopt_grid()
+
+    def _adopt_grid(self) -> None:
+        found = self._read_grid()
+        if found is None:
+            raise LogCorrupt(f"{self._grid_file()} is missing, but entries are there. Restore it from a copy.")
+        self.grid_us = found
+
+    def _read_grid(self) -> int | None:
+        try:
+            text = storage.read_text(self._grid_file())
+        except FileNotFoundError:
+            return None
+        try:
+            grid_us = int(json.loads(text)["grid_us"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise LogCorrupt(f"{self._grid_file()} is garbled: {text[:80]!r}. Restore it from a copy.") from error
+        if self._asked_grid_us not in (None, grid_us):
+            raise LogError(
+                f"the activation log of {self.model} has a refresh grid of {grid_us} microseconds and was opened with "
+                f"{self._asked_grid_us}. A log keeps its grid, or what was served could not be told: open it with its own."
+            )
+        return grid_us
+
+    def _grid_file(self) -> str:
+        return storage.join(self._folder, "log.json")
+
+    def _file(self, sequence: int) -> str:
+        return storage.join(self._folder, f"{sequence:012d}.json")
+
+    def _earliest(self, view: _View) -> int:
+        seal = view.furthest_seal()
+        return seal.until_us if seal else MIN_TIME_US
+
+    def _on_grid(self, time_us: int) -> int:
+        time_us = min(max(int(time_us), MIN_TIME_US), MAX_TIME_US)
+        if time_us in (MIN_TIME_US, MAX_TIME_US):
+            return time_us
+        return -(-time_us // self.grid_us) * self.grid_us
+
+    def _refusal(self, version: int, boundary: int, view: _View, seal: Seal | None) -> str:
+        asked = f"version {version} of {self.model} cannot become live from {time_text(boundary)}"
+        if seal is None:
+            return f"{asked}: that is the end of time"
+        return (
+            f"{asked}: job {seal.by!r} has begun to serve event times up to {time_text(seal.until_us)}, and what was served "
+            f"stays as it is. The earliest possible now is {time_text(self._earliest(view))}; leave the time out to take it."
+        )
+
+    def _no_way_back(self, view: _View, boundary: int, live: Activation | None) -> str:
+        what = f"version {live.version} is the first one" if live else "nothing is live"
+        later = view.timeline.changes_between(boundary + 1, MAX_TIME_US)
+        scheduled = f" Version {later[0].version} is to be live from {time_text(later[0].effective_from_us)}." if later else ""
+        return (
+            f"{self.model} has no version to go back to: {what} at {time_text(boundary)}.{scheduled} "
+            "Name a version to activate, and a time."
+        )
+
+
+def _check_name(by: str) -> None:
+    if not by:
+        raise LogError("expected the name of a job or a person in `by`, came nothing")
+
+
+def _request(entry: Activation) -> tuple[int, str, str, str]:
+    return entry.version, entry.by, entry.reason, entry.kind
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

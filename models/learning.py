@@ -1,0 +1,90 @@
+"""A version that learns: any SavedModel with a `learn` signature, brought forward row by row and saved as the next version.
+
+The SavedModel is the whole learner: its variables are the state, its `learn` signature is the algorithm. Nothing here knows which one it is, so a
+learner from elsewhere works as those in `models.learners` do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import tensorflow as tf
+
+from models.serving import ModelError, checkpointed_variables, to_numpy, variables_prefix
+
+LEARN_SIGNATURE = "learn"
+
+
+class LearningModel:
+    """A SavedModel loaded in order to learn. One thread at a time."""
+
+    def __init__(self, path: str) -> None:
+        """Loads the SavedModel in this folder.
+
+        Raises:
+            ModelError: it has no `learn` signature.
+        """
+        self._root = tf.saved_model.load(path)
+        if LEARN_SIGNATURE not in self._root.signatures:
+            raise ModelError(
+                f"{path} cannot learn: it has the signatures {', '.join(sorted(self._root.signatures))}, and {LEARN_SIGNATURE!r} is wanted. "
+                "Save the module with a `learn` signature, or serve it without a learner."
+            )
+        self._learn = self._root.signatures[LEARN_SIGNATURE]
+        self._inputs = {spec.name: spec for spec in self._learn.structured_input_signature[1].values()}
+        variables = checkpointed_variables(self._root, path)
+        reader = tf.train.load_checkpoint(variables_prefix(path))
+        # All that the checkpoint holds is saved again: what is not a variable of the module, as the object graph, stays as it is.
+        self._entries: dict[str, Any] = {
+            key: variables[key] if key in variables else tf.constant(reader.get_tensor(key))
+            for key in sorted(reader.get_variable_to_shape_map())
+        }
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that `learn` wants, the label among them."""
+        return tuple(self._inputs)
+
+    def learn(self, batch: pa.RecordBatch) -> dict[str, float]:
+        """Learns from the rows of a batch, in their order.
+
+        Returns:
+            The scalar outputs of the `learn` signature, as `loss`.
+
+        Raises:
+            ModelError: a column is missing or of another type, or the graph refused the rows.
+        """
+        try:
+            tensors = {
+                name: tf.constant(to_numpy(batch, name, spec.dtype.name, tuple(spec.shape[1:]))) for name, spec in self._inputs.items()
+            }
+            given = self._learn(**tensors)
+        except (ValueError, tf.errors.OpError) as error:
+            raise ModelError(f"the learner refused {batch.num_rows} rows: {error}") from error
+        return {name: float(value.numpy()) for name, value in given.items() if value.shape.rank == 0}
+
+    def write_variables(self, folder: str) -> None:
+        """Writes the variables as TensorFlow does, so that with the graph's `saved_model.pb` they are a SavedModel.
+
+        Args:
+            folder: the version's `variables` folder, on any file system that TensorFlow can write to; made if it is missing.
+        """
+        tf.io.gfile.makedirs(folder)
+        names = list(self._entries)
+        tf.raw_ops.SaveV2(
+            prefix=f"{folder}/variables",
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=[tf.convert_to_tensor(entry) for entry in self._entries.values()],
+        )
+
+
+def save_learner(module: Any, path: str) -> None:
+    """Saves a learner of `models.learners` as a SavedModel that predicts and learns.
+
+    Args:
+        module: a `tf.Module` with a method `signatures()`.
+        path: the folder to write.
+    """
+    tf.saved_model.save(module, path, signatures=module.signatures())

@@ -1,0 +1,396 @@
+"""The versions of models: immutable folders in TensorFlow Serving's layout, each with a manifest.
+
+    <root>/<model>/<version>/saved_model.pb, variables/, assets/    what TensorFlow Serving reads
+    <root>/<model>/<version>/manifest.json                          what the version is
+    <root>/<model>/publications/                                    which act of publishing made which version
+    <root>/<model>/.incoming-*                                      a version being written
+
+A version is written aside and renamed into place, so a reader sees all of it or nothing. TensorFlow Serving takes a folder for
+a version only if its name is a number. A local registry takes any number of publishers; on an object store let one publish at
+a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from models import storage
+from models.digest import (
+    SAVED_MODEL,
+    Digests,
+    checkpoint_reader,
+    read_saved_model,
+    variables_digest,
+    variables_layout,
+    version_digest,
+)
+from models.signature import Signature
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+STALE_S = 24 * 3600  # a folder being written for longer than a day belongs to a process that died
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_INCOMING = ".incoming-"
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+class RegistryError(ValueError):
+    """The registry cannot do what was asked; says why and what to do."""
+
+
+class UnknownVersion(RegistryError):
+    """There is no such model or version; lists those there are."""
+
+
+class PublicationConflict(RegistryError):
+    """A publication was repeated with another content."""
+
+
+class VersionDamaged(RegistryError):
+    """A version is not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a version has learned from since its parent.
+
+    Attributes:
+        from_us: event time of the first row, in microseconds since the epoch.
+        to_us: event time of the last row.
+        rows: how many rows.
+    """
+
+    from_us: int
+    to_us: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a version is and where it came from.
+
+    Attributes:
+        model: the model's name.
+        version: counted from 1.
+        digests: over graph, variables and both.
+        signature: of serving.
+        parent: the version it was made from, if any.
+        training: what it learned from, if anything.
+        metrics: figures by name, as the publisher measured them.
+        publication: names the act of publishing, so that repeating it after a crash makes no second version.
+        created: wall clock, ISO 8601 in UTC.
+        format: of the manifest's file.
+    """
+
+    model: str
+    version: int
+    digests: Digests
+    signature: Signature
+    parent: int | None = None
+    training: Training | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    publication: str | None = None
+    created: str = ""
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """As a JSON object."""
+        training = self.training and asdict(self.training)
+        value = vars(self) | {"digests": self.digests._asdict(), "signature": self.signature.to_json(), "training": training}
+        return json.dumps(value | {"metrics": dict(self.metrics)}, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """The inverse of `to_json`.
+
+        Raises:
+            RegistryError: it is no manifest, or one of a later format.
+        """
+        try:
+            value = json.loads(text)
+            if value["format"] != FORMAT:
+                raise RegistryError(f"a manifest of format {value['format']}; this release reads {FORMAT}. Update Midstream.")
+            value["digests"] = Digests(**value["digests"])
+            value["signature"] = Signature.from_json(value["signature"])
+            value["training"] = value["training"] and Training(**value["training"])
+            return cls(**value)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise RegistryError(f"not a manifest: {error!r} in {text[:80]!r}") from error
+
+
+class Registry:
+    """The versions below one folder. Safe to share between threads and to pickle."""
+
+    def __init__(self, root: str) -> None:
+        """Takes a folder, which need not exist yet: a local path or a URL that Beam's FileSystems know."""
+        self.root = root.rstrip("/") or "/"
+        self._manifests: dict[tuple[str, int], Manifest] = {}
+
+    def models(self) -> list[str]:
+        """The models that have a version, in alphabetical order."""
+        return sorted(name for name in storage.names(self.root) if _NAME.fullmatch(name) and self.versions(name))
+
+    def versions(self, model: str) -> list[int]:
+        """The published versions of a model, in ascending order; none for a model that is not there."""
+        folder = self.model_folder(model)
+        if not storage.is_local(folder):  # one listing instead of a request a version
+            complete = set(storage.files(folder))
+            return [version for version in self._numbers(model) if f"{version}/{MANIFEST}" in complete]
+        return [v for v in self._numbers(model) if (model, v) in self._manifests or Path(folder, str(v), MANIFEST).exists()]
+
+    def path(self, model: str, version: int) -> str:
+        """The folder of a version, whether it is there or not."""
+        return storage.join(self.model_folder(model), str(int(version)))
+
+    def manifest(self, model: str, version: int) -> Manifest:
+        """What a version is. Read once: versions never change.
+
+        Raises:
+            UnknownVersion: there is no such version.
+        """
+        if (model, version) not in self._manifests:
+            file = storage.join(self.path(model, version), MANIFEST)
+            try:
+                manifest = Manifest.from_json(storage.read_text(file))
+            except FileNotFoundError:
+                raise UnknownVersion(self._unknown(model, version)) from None
+            except RegistryError as error:
+                raise VersionDamaged(f"{file} is {error}. Publish the version again.") from error
+            if (manifest.model, manifest.version) != (model, version):
+                raise VersionDamaged(
+                    f"{file} is the manifest of {manifest.model} {manifest.version}, not of {model} {version}. "
+                    "Versions cannot be renamed: remove the folder and publish it under the new name."
+                )
+            self._manifests[model, version] = manifest
+        return self._manifests[model, version]
+
+    def publish(
+        self,
+        model: str,
+        saved_model_dir: str,
+        *,
+        parent: int | None = None,
+        training: Training | None = None,
+        metrics: Mapping[str, float] | None = None,
+        publication: str | None = None,
+    ) -> Manifest:
+        """Publishes a copy of a SavedModel as the model's next version. It becomes a candidate: live only once activated.
+
+        Args:
+            model: letters, digits, dots, underscores and hyphens.
+            saved_model_dir: a folder with `saved_model.pb`, with a `serving_default` signature over named columns.
+            parent: the version it was made from.
+            training: what it learned from.
+            metrics: figures by name.
+            publication: names this act of publishing. Once there is a version by this publication, it is returned instead.
+
+        Raises:
+            DigestError, SignatureError: this is no SavedModel that rows can be fed to.
+            PublicationConflict: the publication made a version already, with another content.
+            RegistryError: a name that will not do, or a link that points out of the folder.
+            OSError: the registry cannot be written to.
+        """
+        if parent is not None:
+            self.manifest(model, parent)
+        if not storage.exists(storage.join(saved_model_dir, SAVED_MODEL)):
+            read_saved_model(saved_model_dir)  # says what is there instead
+        with self._incoming(model) as incoming:
+            try:
+                storage.copy_tree(saved_model_dir, incoming)
+            except ValueError as error:
+                raise RegistryError(f"cannot publish {saved_model_dir}: {error}") from error
+            digests, signature = version_digest(incoming), Signature.from_saved_model(incoming)
+            draft = Manifest(model, 0, digests, signature, parent, training, dict(metrics or {}), publication)
+            return self._place(incoming, draft)
+
+    def publish_variables(
+        self,
+        model: str,
+        parent: int,
+        write_variables: Callable[[str], None],
+        *,
+        training: Training | None = None,
+        metrics: Mapping[str, float] | None = None,
+        publication: str | None = None,
+    ) -> Manifest:
+        """Publishes a version with its parent's graph and other values of its variables: fast, as nothing is traced or copied.
+
+        Args:
+            model: the model's name.
+            parent: the version whose graph and assets it has.
+            write_variables: called once with a local folder, there already, to write the checkpoint `<folder>/variables`
+                to: every entry of the parent's checkpoint, the object graph included, with the same dtypes and shapes.
+            training: what it learned from.
+            metrics: figures by name.
+            publication: see `publish`.
+
+        Raises:
+            RegistryError: the variables are not those of the parent's graph.
+            PublicationConflict, UnknownVersion, OSError: see `publish`.
+        """
+        origin = self.manifest(model, parent)
+        with self._incoming(model) as incoming, _local_copy(self.path(model, parent)) as theirs:
+            for name in storage.files(theirs):
+                if name != MANIFEST and not name.startswith("variables/"):
+                    storage.link_or_copy(storage.join(theirs, name), storage.join(incoming, name))
+            variables = Path(incoming, "variables")
+            variables.mkdir()
+            write_variables(str(variables))
+            _check_layout(theirs, incoming)
+            for file in variables.iterdir():
+                storage.sync_file(str(file))
+            digests = Digests.of_parts(origin.digests.graph, variables_digest(incoming))
+            draft = Manifest(model, 0, digests, origin.signature, parent, training, dict(metrics or {}), publication)
+            return self._place(incoming, draft)
+
+    def find_publication(self, model: str, publication: str) -> Manifest | None:
+        """The version that this publication made; None where it has not, or not to the end."""
+        try:
+            version = json.loads(storage.read_text(self._publication_file(model, publication)))["version"]
+            found = self.manifest(model, version)
+        except (FileNotFoundError, UnknownVersion):
+            return None
+        return found if found.publication == publication else None
+
+    def verify(self, model: str, version: int) -> Manifest:
+        """Compares a version's files with its manifest.
+
+        Raises:
+            VersionDamaged: says what differs.
+        """
+        expected, path = self.manifest(model, version), self.path(model, version)
+        try:
+            with _local_copy(path) as local:
+                came, signature = version_digest(local), Signature.from_saved_model(local)
+        except ValueError as error:
+            raise VersionDamaged(f"{model} {version} at {path} is damaged: {error}") from error
+        parts = [part for part in ("graph", "variables") if getattr(came, part) != getattr(expected.digests, part)]
+        parts += ["signature"] * (signature != expected.signature)
+        if parts or came.version != expected.digests.version:
+            raise VersionDamaged(
+                f"{model} {version} at {path} is not what was published: other {' and '.join(parts) or 'digests'}; "
+                f"expected {expected.digests.version}, came {came.version}. Activate another version and publish it again."
+            )
+        return expected
+
+    def clean(self) -> list[str]:
+        """Removes what processes that died left behind more than a day ago; returns the paths."""
+        removed = []
+        for model in storage.names(self.root) if storage.is_local(self.root) else ():
+            for path in Path(self.root, model).glob(f"{_INCOMING}*") if _NAME.fullmatch(model) else ():
+                if path.stat().st_mtime < time.time() - STALE_S:
+                    storage.remove_tree(str(path))
+                    removed.append(str(path))
+        return removed
+
+    def model_folder(self, model: str) -> str:
+        """The folder of a model, whether it is there or not.
+
+        Raises:
+            RegistryError: this cannot name a model.
+        """
+        if not _NAME.fullmatch(model):
+            raise RegistryError(
+                f"{model!r} cannot name a model: expected letters, digits, dots, underscores and hyphens, no dot at the start"
+            )
+        return storage.join(self.root, model)
+
+    def _numbers(self, model: str) -> list[int]:
+        """Every folder with a version's name, foreign ones without a manifest too."""
+        names = storage.names(self.model_folder(model))
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name)
+
+    def _unknown(self, model: str, version: int) -> str:
+        if there := self.versions(model):
+            listed = ", ".join(map(str, there)) if len(there) <= 8 else f"{there[0]} to {there[-1]}"
+            return f"model {model} has no version {version} in {self.root}; it has {listed}"
+        listed = ", ".join(self.models()) or "none"
+        return f"there is no model {model!r} in {self.root}; the models there: {listed}. Publish a version first."
+
+    def _publication_file(self, model: str, publication: str) -> str:
+        name = hashlib.sha256(publication.encode()).hexdigest()[:32]  # any text names a publication, but not a file
+        return storage.join(self.model_folder(model), "publications", f"{name}.json")
+
+    @contextlib.contextmanager
+    def _incoming(self, model: str) -> Iterator[str]:
+        """A folder to write a version in: beside the versions where they are local."""
+        folder = self.model_folder(model)
+        if storage.is_local(folder):
+            path = Path(folder, f"{_INCOMING}{uuid.uuid4().hex}")
+            storage.make_folder(str(path))
+        else:
+            path = Path(tempfile.mkdtemp(prefix="midstream-"))
+        try:
+            yield str(path)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _place(self, incoming: str, draft: Manifest) -> Manifest:
+        """Gives a complete folder the next number."""
+        folder = self.model_folder(draft.model)
+        with storage.locked(storage.join(folder, ".lock")):
+            if draft.publication and (made := self.find_publication(draft.model, draft.publication)):
+                if made.digests == draft.digests:
+                    return made
+                raise PublicationConflict(
+                    f"publication {draft.publication!r} of {draft.model} has made version {made.version} with digest "
+                    f"{made.digests.version[:12]}, and comes again with {draft.digests.version[:12]}. Give it another id."
+                )
+            version = max(self._numbers(draft.model), default=0) + 1
+            while True:
+                manifest = replace(draft, version=version, created=datetime.now(UTC).isoformat(timespec="milliseconds"))
+                storage.write_synced(str(Path(incoming, MANIFEST)), manifest.to_json().encode())
+                if draft.publication:
+                    # Before the version: the note is believed only once the version is there and says the same.
+                    storage.put_copy(str(Path(incoming, MANIFEST)), self._publication_file(draft.model, draft.publication))
+                try:
+                    storage.publish_folder(incoming, self.path(draft.model, version), last=MANIFEST)
+                except FileExistsError:  # somebody took the number without the lock, as a copy by hand does
+                    version += 1
+                    continue
+                self._manifests[draft.model, version] = manifest
+                return manifest
+
+
+@contextlib.contextmanager
+def _local_copy(path: str) -> Iterator[str]:
+    """The folder itself where it is local, else a copy for as long as the block runs."""
+    if storage.is_local(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="midstream-") as local:
+        storage.copy_tree(path, local)
+        yield local
+
+
+def _check_layout(parent: str, child: str) -> None:
+    """Raises RegistryError where a checkpoint does not fit the parent's graph."""
+    expected, came = variables_layout(parent), variables_layout(child)
+    if missing := expected.keys() - came.keys():
+        raise RegistryError(
+            f"the variables written lack {', '.join(sorted(missing)[:4])}; expected all {len(expected)} of the parent"
+        )
+    if surplus := came.keys() - expected.keys():
+        raise RegistryError(
+            f"the variables written hold {', '.join(sorted(surplus)[:4])}, which the parent's graph does not know"
+        )
+    for key, layout in expected.items():
+        if came[key] != layout:
+            raise RegistryError(f"variable {key!r} was written as {came[key]}; the parent's graph expects {layout}")
+    theirs, ours = checkpoint_reader(parent), checkpoint_reader(child)
+    if theirs is not None and theirs.has_tensor(_OBJECT_GRAPH) and not ours.has_tensor(_OBJECT_GRAPH):
+        raise RegistryError(
+            f"the variables written lack {_OBJECT_GRAPH}, without which TensorFlow does not load them: copy the parent's"
+        )

@@ -1,0 +1,280 @@
+"""Predicting with a version: one loaded graph, any number of versions of its variables, the same bits in every batch.
+
+TensorFlow is asked for a whole RecordBatch at a time. Rows are padded to blocks of `block_rows` and the blocks are walked inside
+the graph: a row's result then depends neither on the rows beside it nor on how many they are (TensorFlow picks its kernels by shape, and
+kernels differ in the last bit), nothing is ever traced twice, and Python is left once a batch instead of once a block.
+
+Versions that share a graph share the loaded module. Each has variables of its own, and predicting with it means handing *its* variables to the
+function in place of those it was loaded with. So a swap is a reference, several versions predict side by side, and none needs a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from models.digest import variables_digest
+from models.naming import column_for
+from models.opened import shared_registry
+from models.registry import Manifest, Registry
+from models.signature import Signature
+
+SERVING_SIGNATURE = "serving_default"
+DEFAULT_BLOCK_ROWS = 1024
+DEFAULT_MAX_VERSIONS = 8
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+class ModelError(Exception):
+    """A version that cannot be loaded or that refuses a batch; says which and why."""
+
+
+def variables_prefix(path: str) -> str:
+    """Where TensorFlow keeps the variables of the SavedModel in this folder."""
+    return f"{path}/variables/variables"
+
+
+def checkpointed_variables(root: Any, path: str) -> dict[str, Any]:
+    """The variables of a loaded SavedModel by their key in its checkpoint.
+
+    Args:
+        root: what `tf.saved_model.load(path)` gave.
+        path: the SavedModel's folder.
+    """
+    prefix = variables_prefix(path)
+    reader = tf.train.load_checkpoint(prefix)
+    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_OBJECT_GRAPH))
+    return {
+        graph.nodes[node].attributes[0].checkpoint_key: trackable
+        for node, trackable in tf.train.CheckpointView(prefix).match(root).items()
+        if hasattr(trackable, "handle") and graph.nodes[node].attributes
+    }
+
+
+class LoadedGraph:
+    """A SavedModel's graph in memory, to be called with the variables of any version that shares it."""
+
+    def __init__(self, path: str, block_rows: int) -> None:
+        try:
+            self._root = tf.saved_model.load(path)
+            self._function = self._root.signatures[SERVING_SIGNATURE]
+        except Exception as error:  # TensorFlow raises nearly anything here; the caller wants one kind
+            raise ModelError(f"{path} does not load as a SavedModel with signature {SERVING_SIGNATURE!r}: {error}") from error
+        self.block_rows = block_rows
+        self.input_names: list[str] = list(self._function._arg_keywords)
+        keys = {id(variable.handle): key for key, variable in checkpointed_variables(self._root, path).items()}
+        # A capture is a variable, which every version has its own of, or a resource that comes with the graph, as a lookup table.
+        self._captures = [(keys.get(id(capture)), capture) for capture in self._function.captured_inputs]
+        self._blocks = tf.function(self._run_blocks, autograph=False)
+
+    def variables(self, path: str) -> list[tf.Variable]:
+        """The variables that this graph reads, with the values of the version in this folder."""
+        reader = tf.train.load_checkpoint(variables_prefix(path))
+        return [tf.Variable(reader.get_tensor(key), trainable=False) for key, _ in self._captures if key is not None]
+
+    def predict(self, columns: list[np.ndarray], rows: int, variables: list[tf.Variable]) -> dict[str, np.ndarray]:
+        """Calls the graph.
+
+        Args:
+            columns: one array per name in `input_names`, each of shape (rows, ...) and of the signature's dtype.
+            rows: number of rows, at least 1.
+            variables: what `variables` gave for the version.
+
+        Returns:
+            An array of shape (rows, ...) per output.
+        """
+        blocks = -(-rows // self.block_rows)
+        padding = blocks * self.block_rows - rows
+        tensors = []
+        for column in columns:
+            if padding:
+                # Padded with the last row: a value that the model takes, where a zero might not be one.
+                column = np.concatenate([column, np.repeat(column[-1:], padding, axis=0)])
+            tensors.append(tf.constant(column.reshape(blocks, self.block_rows, *column.shape[1:])))
+        own = iter(variables)
+        captures = [capture if key is None else next(own).handle for key, capture in self._captures]
+        given = self._blocks(tensors, captures)
+        return {name: np.concatenate(value.numpy(), axis=0)[:rows] for name, value in given.items()}
+
+    def _run_blocks(self, tensors: list[tf.Tensor], captures: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+        outputs = self._function.structured_outputs
+        signature = {name: tf.TensorSpec([self.block_rows, *spec.shape[1:]], spec.dtype) for name, spec in outputs.items()}
+        # `_call_flat` is how a ConcreteFunction calls itself; there is no public way to hand it other captures.
+        return tf.map_fn(
+            lambda block: self._function._call_flat(list(block), captures), tuple(tensors), fn_output_signature=signature
+        )
+
+
+class ServedModel:
+    """One version, ready to predict."""
+
+    def __init__(self, graph: LoadedGraph, manifest: Manifest, path: str) -> None:
+        self.manifest = manifest
+        self._graph = graph
+        found = variables_digest(path)
+        if found != manifest.digests.variables:
+            raise ModelError(
+                f"version {manifest.version} of {manifest.model} is not what was published: its variables have digest {found[:12]}, "
+                f"the manifest says {manifest.digests.variables[:12]}. Publish it again and activate the new version."
+            )
+        self._variables = graph.variables(path)
+
+    def predict(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
+        """Predicts every row.
+
+        Args:
+            batch: has a column for each input of the signature; more columns do no harm.
+
+        Returns:
+            One Arrow array of `batch.num_rows` per output of the signature, in its order.
+
+        Raises:
+            ModelError: a column is missing, has another type or shape, or the graph failed.
+        """
+        inputs = self.manifest.signature.inputs
+        try:
+            columns = [to_numpy(batch, name, inputs[name].dtype, inputs[name].shape) for name in self._graph.input_names]
+            given = self._graph.predict(columns, batch.num_rows, self._variables)
+        except (ValueError, tf.errors.OpError) as error:
+            raise ModelError(f"version {self.manifest.version} of {self.manifest.model} refused a batch: {error}") from error
+        return {name: to_arrow(given[name]) for name in self.manifest.signature.outputs}
+
+
+def to_numpy(batch: pa.RecordBatch, name: str, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """The column for a signature's input, as the array it wants: (rows,) or (rows, k).
+
+    Raises:
+        ValueError: no column feeds it, nulls where the type has no NaN, or a type that cannot be cast.
+    """
+    name = column_for(name, batch.schema.names)
+    column = batch.column(name)
+    width = None
+    if pa.types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+        column = column.flatten()
+    if shape != (() if width is None else (width,)) and not (width is None and shape == (1,)):
+        raise ValueError(f"column {name!r}: the model wants shape {list(shape)} a row, the column is {batch.schema.field(name).type}")
+    if dtype == "string":
+        if column.null_count:
+            raise ValueError(f"column {name!r} has {column.null_count} nulls; text given to a model must have none")
+        array = np.asarray(column.cast(pa.string()).to_numpy(zero_copy_only=False), dtype=object)
+    else:
+        if column.null_count and not dtype.startswith("float"):
+            raise ValueError(f"column {name!r} has {column.null_count} nulls, and {dtype} has no NaN to stand for them")
+        if pa.types.is_floating(column.type) and not dtype.startswith("float"):
+            raise ValueError(f"column {name!r} is {column.type}, the model wants {dtype}: cast it in a `map` step")
+        # A null becomes NaN. Doubles are rounded to single precision where the model wants that.
+        array = column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    return array if not shape else array.reshape(batch.num_rows, *shape)
+
+
+def to_arrow(array: np.ndarray) -> pa.Array:
+    """An output as an Arrow column: (rows,) and (rows, 1) as plain values, (rows, k) as fixed-size lists."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    values = pa.array(array.reshape(-1)) if array.dtype != object else pa.array(array.reshape(-1), pa.binary()).cast(pa.string())
+    for size in reversed(array.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, size)
+    return values
+
+
+def output_schema(signature: Signature) -> pa.Schema:
+    """The Arrow columns that a signature's outputs become in `to_arrow`."""
+    fields = []
+    for name, field in signature.outputs.items():
+        shape = () if field.shape == (1,) else field.shape
+        if None in shape:
+            raise ModelError(f"output {name!r} has the shape {list(shape)} a row; Midstream wants sizes that are known beforehand")
+        kind = pa.string() if field.dtype == "string" else pa.from_numpy_dtype(np.dtype(field.dtype))
+        for size in reversed(shape):
+            kind = pa.list_(kind, size)
+        fields.append(pa.field(name, kind))
+    return pa.schema(fields)
+
+
+Value = TypeVar("Value")
+
+
+class _OncePerKey(Generic[Value]):
+    """A bounded map that makes each value once, however many threads ask; the least recently used one leaves first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._making: dict[Hashable, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+            making = self._making.setdefault(key, threading.Lock())
+        with making:  # one thread makes it, the others wait here and then find it
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            value = make()
+            with self._lock:
+                self._values[key] = value
+                self._making.pop(key, None)
+                while len(self._values) > self._limit:
+                    self._values.popitem(last=False)
+            return value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class ModelCache:
+    """The versions that a process has in memory: each loaded once, several at a time, a bounded number."""
+
+    def __init__(
+        self, registry: Registry, *, block_rows: int = DEFAULT_BLOCK_ROWS, max_versions: int = DEFAULT_MAX_VERSIONS
+    ) -> None:
+        self._registry = registry
+        self._block_rows = block_rows
+        self._graphs: _OncePerKey[LoadedGraph] = _OncePerKey(max_versions)
+        self._models: _OncePerKey[ServedModel] = _OncePerKey(max_versions)
+
+    def get(self, model: str, version: int) -> ServedModel:
+        """The version, loaded now if need be.
+
+        Raises:
+            ModelError: it is not there, or does not load, or is not what its manifest says.
+        """
+        return self._models.get((model, version), lambda: self._load(model, version))
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def _load(self, model: str, version: int) -> ServedModel:
+        try:
+            manifest = self._registry.manifest(model, version)
+            path = self._registry.path(model, version)
+            graph = self._graphs.get(manifest.digests.graph, lambda: LoadedGraph(path, self._block_rows))
+            return ServedModel(graph, manifest, path)
+        except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+            raise ModelError(f"version {version} of {model} cannot be loaded: {error}") from error
+
+
+_caches: dict[tuple[str, int, int], ModelCache] = {}
+_caches_lock = threading.Lock()
+
+
+def shared_cache(
+    registry_root: str, *, block_rows: int = DEFAULT_BLOCK_ROWS, max_versions: int = DEFAULT_MAX_VERSIONS
+) -> ModelCache:
+    """The process's cache for a registry: kept from one micro-batch to the next when the worker lives in the driver's process."""
+    key = (registry_root, block_rows, max_versions)
+    with _caches_lock:
+        if key not in _caches:
+            _caches[key] = ModelCache(shared_registry(registry_root), block_rows=block_rows, max_versions=max_versions)
+        return _caches[key]

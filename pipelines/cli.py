@@ -1,0 +1,278 @@
+"""The `midstream` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+# TensorFlow and Beam say much at start that a user can do nothing about; their errors still come through.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import click
+
+from pipelines import template as templates
+
+REGISTRY = click.option("--registry", required=True, metavar="DIR", help="Root folder of the model registry.")
+MODEL = click.option("--model", required=True, metavar="NAME", help="Name of the model.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+class _Errors(click.Group):
+    """Expected errors end the command with one clear message instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+        except Exception as error:
+            if type(error).__module__.split(".")[0] in ("models", "transforms", "runners", "pipelines"):
+                raise click.ClickException(str(error)) from error
+            raise
+
+
+@click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="midstream")
+def main() -> None:
+    """Keep a TensorFlow model predicting on a stream while the model is replaced.
+
+    \b
+    See it work:              midstream run electricity
+    What a template takes:    midstream run serve --help
+    Serve a model of yours:   midstream publish --registry models --model price --activate SAVED_MODEL
+                              midstream run serve --param registry=models --param model=price --param input=data.csv
+    Replace it, live:         midstream publish --registry models --model price --activate BETTER_MODEL
+    """
+
+
+class _RunCommand(click.Command):
+    """`run`, whose help shows the parameters of the template that was named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        named = next((arg for arg in args if not arg.startswith("-")), None)
+        if named is not None and {"-h", "--help"} & set(args):
+            click.echo(_template_help(named))
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+
+@main.command(cls=_RunCommand)
+@click.argument("template")
+@click.option("--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of the template; may be repeated.")
+@click.option("--fresh", is_flag=True, help="Begin anew: first delete what an earlier run left in the output folder.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the job, run nothing.")
+@click.option("--quiet", is_flag=True, help="No progress; only the summary at the end.")
+def run(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quiet: bool) -> None:
+    """Run a template: one of those listed by `midstream templates`, or the path of a .yaml file.
+
+    A run that was stopped or killed is gone on with when the same command is given again. The last line of the output is a JSON object
+    with the counts. `midstream run TEMPLATE --help` shows what the template takes.
+    """
+    found, here = templates.load(template)
+    job = found.fill(_read_params(params), here)
+    if fresh:
+        _clear(Path(job.output))
+    from pipelines.execute import Execution  # TensorFlow and Beam take seconds to import: not for `--help`
+    from pipelines.progress import ConsoleProgress
+
+    if dry_run:
+        from pipelines.resolve import resolve
+
+        resolve(job)
+        click.echo(json.dumps(job.model_dump(mode="json"), indent=2))
+        return
+    with ConsoleProgress(quiet=quiet) as progress:
+        execution = Execution(job, progress=progress)
+        progress.begin(execution.resolved)
+        outcome = execution.run()
+    if outcome.report is not None:
+        click.echo(f"report: {outcome.report}", err=True)
+    if not outcome.finished:
+        click.echo("stopped before the end of the input; give the same command again to go on", err=True)
+    for problem in outcome.problems:
+        click.echo(f"PROBLEM: {problem}", err=True)
+    click.echo(json.dumps(outcome.to_json()))
+    if outcome.problems:
+        sys.exit(1)
+
+
+@main.command("templates")
+def list_templates() -> None:
+    """List the templates that come with Midstream."""
+    table = _table("template", "what it does")
+    for name in templates.names():
+        table.add_row(name, " ".join(templates.load(name)[0].description.split()))
+    _show(table)
+
+
+@main.command()
+@REGISTRY
+@MODEL
+@click.argument("saved_model", metavar="PATH", type=click.Path(exists=True, file_okay=False))
+@click.option("--activate", is_flag=True, help="Make it live, too.")
+@click.option("--from", "effective_from", metavar="TIME", help="With --activate: from this event time on (ISO 8601). Default: as soon as possible.")
+@click.option("--reason", default="published by hand", show_default=True, help="Noted in the activation log.")
+def publish(registry: str, model: str, saved_model: str, activate: bool, effective_from: str | None, reason: str) -> None:
+    """Publish a SavedModel with a serving signature over named columns as the next version of a model.
+
+    A version is a candidate until it is activated.
+    """
+    from models.registry import Registry
+
+    manifest = Registry(registry).publish(model, saved_model)
+    inputs = ", ".join(f"{name} {field.dtype}{list(field.shape) or ''}" for name, field in manifest.signature.inputs.items())
+    click.echo(f"{model} version {manifest.version}, digest {manifest.digests.version[:12]}, takes {inputs}")
+    if activate:
+        _activate(registry, model, manifest.version, effective_from, reason, "activate")
+
+
+@main.command()
+@REGISTRY
+@MODEL
+@click.argument("version", type=int)
+@click.option("--from", "effective_from", metavar="TIME", help="From this event time on (ISO 8601). Default: as soon as possible.")
+@click.option("--reason", default="activated by hand", show_default=True, help="Noted in the activation log.")
+def activate(registry: str, model: str, version: int, effective_from: str | None, reason: str) -> None:
+    """Make a published VERSION live, from a moment that no running job has served yet."""
+    _activate(registry, model, version, effective_from, reason, "activate")
+
+
+@main.command()
+@REGISTRY
+@MODEL
+@click.option("--to", type=int, help="The version to go back to. Default: the one that was live before.")
+@click.option("--reason", required=True, help="Noted in the activation log.")
+def rollback(registry: str, model: str, to: int | None, reason: str) -> None:
+    """Go back to the version that was live before, as soon as possible."""
+    from models.activation_log import ActivationLog
+
+    entry = ActivationLog(registry, model).rollback(by=_who(), reason=reason, to=to)
+    click.echo(f"{model} version {entry.version} is live again from {_time(entry.effective_from_us)}")
+
+
+@main.command()
+@REGISTRY
+@MODEL
+@AS_JSON
+def log(registry: str, model: str, as_json: bool) -> None:
+    """Show the activation log of a model: what was live from when on, and why."""
+    from models.activation_log import Activation, ActivationLog
+
+    entries = [e for e in ActivationLog(registry, model).entries() if isinstance(e, Activation)]
+    rows = [(e.sequence, e.version, _time(e.effective_from_us), e.kind, e.reason, e.by, e.at) for e in entries]
+    _print_rows(("entry", "version", "live from (event time)", "kind", "reason", "by", "at"), rows, as_json)
+
+
+@main.command()
+@REGISTRY
+@click.option("--model", metavar="NAME", help="Only this model.")
+@AS_JSON
+def versions(registry: str, model: str | None, as_json: bool) -> None:
+    """Show the versions in a registry."""
+    from models.registry import Registry
+
+    opened = Registry(registry)
+    manifests = [opened.manifest(name, v) for name in ([model] if model else opened.models()) for v in opened.versions(name)]
+    rows = [(m.model, m.version, m.parent, m.digests.version[:12], m.created, m.training.rows if m.training else None) for m in manifests]
+    _print_rows(("model", "version", "parent", "digest", "created", "learnt from rows"), rows, as_json)
+
+
+def _activate(registry: str, model: str, version: int, effective_from: str | None, reason: str, kind: str) -> None:
+    from models.activation_log import ActivationLog
+
+    at_us = None if effective_from is None else _parse_time(effective_from)
+    entry = ActivationLog(registry, model).activate(version, at_us, by=_who(), reason=reason, kind=kind)
+    click.echo(f"{model} version {entry.version} is live from {_time(entry.effective_from_us)} (event time) on")
+
+
+def _read_params(params: tuple[str, ...]) -> dict[str, str]:
+    given = {}
+    for param in params:
+        name, equals, value = param.partition("=")
+        if not equals:
+            raise click.BadParameter(f"expected NAME=VALUE, got {param!r}", param_hint="--param")
+        given[name.strip()] = value
+    return given
+
+
+def _template_help(name: str) -> str:
+    found, _ = templates.load(name)
+    lines = [f"Usage: midstream run {name} [--param NAME=VALUE]...", "", " ".join(found.description.split()), "", "Parameters:"]
+    width = max((len(name) for name in found.parameters), default=0)
+    for parameter_name, parameter in found.parameters.items():
+        notes = [parameter.type]
+        if parameter.allowed:
+            notes.append(f"one of {', '.join(map(str, parameter.allowed))}")
+        notes.append("required" if parameter.required else f"default {'none' if parameter.default is None else parameter.default}")
+        lines.append(f"  {parameter_name:<{width}}  {parameter.description} ({'; '.join(notes)})")
+    lines += ["", "Options: --fresh, --dry-run, --quiet; see midstream run --help"]
+    return "\n".join(lines)
+
+
+def _clear(output: Path) -> None:
+    """Deletes what a job left; a folder that is not a job's stays untouched."""
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not (output / "checkpoint" / "job.json").exists():
+        raise click.ClickException(f"{output} holds files but is no output folder of Midstream; nothing was deleted. Choose another output.")
+    shutil.rmtree(output)
+
+
+def _who() -> str:
+    import getpass
+    import socket
+
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def _parse_time(text: str) -> int:
+    from datetime import UTC, datetime
+
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"expected a time such as 2026-03-01T12:00:00Z, got {text!r}", param_hint="--from") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1_000_000)
+
+
+def _time(time_us: int) -> str:
+    from models.timeline import MIN_TIME_US
+
+    if time_us <= MIN_TIME_US:
+        return "the beginning"
+    from datetime import UTC, datetime, timedelta
+
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat().replace("+00:00", "Z")
+
+
+def _print_rows(names: tuple[str, ...], rows: list[tuple[Any, ...]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
+        return
+    table = _table(*names)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    _show(table)
+
+
+def _table(*names: str) -> Any:
+    from rich.table import Table
+
+    return Table(*names, box=None, header_style="bold", pad_edge=False)
+
+
+def _show(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Runs a job: makes it ready, runs it in one piece or in micro-batches, and says at the end what came of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import apache_beam as beam
+from apache_beam.metrics import MetricsFilter
+from apache_beam.runners.runner import PipelineResult
+
+from models.activation_log import Activation, ActivationLog
+from models.registry import Manifest, Registry
+from pipelines.graph import DEAD_LETTERS, EVALUATIONS, PREDICTIONS, Resolved, Run, build
+from pipelines.job import JobSpec
+from pipelines.planning import StreamPlanner, StreamPlan
+from pipelines.report import write_report
+from pipelines.resolve import JobError, resolve
+from pipelines.summary import Summary, summarise
+from runners import direct
+from runners.checkpoint import Checkpoint
+from runners.micro_batch import MicroBatch, MicroBatchDriver, Stop
+from transforms.batches import MAX_WATERMARK_US
+from transforms.sinks import part_name
+from transforms.stateful import Boundary
+
+_TRIES = 3  # of a batch whose log is changed while it runs
+
+
+class Progress(Protocol):
+    """Is told how a job gets on."""
+
+    def committed(self, records: int, resolved: Resolved, parts: dict[str, list[Path]]) -> None:
+        """A run is done: how many records it read, and the files it wrote by output."""
+
+
+@dataclass
+class Outcome:
+    """What came of a job.
+
+    Attributes:
+        summary: the counts; None for a job that predicts nothing.
+        report: the HTML page, if there is one.
+        finished: False if it was asked to stop before its input was used up.
+        counts: what all runs counted together.
+    """
+
+    summary: Summary | None
+    report: Path | None
+    finished: bool
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> list[str]:
+        """What must not be overlooked; empty if all is well."""
+        return self.summary.problems() if self.summary is not None and self.finished else []
+
+    def to_json(self) -> dict[str, Any]:
+        return self.counts if self.summary is None else self.summary.to_json()
+
+
+class Execution:
+    """One go at a job: from its checkpoint, if there is one, to the end of its input."""
+
+    def __init__(self, job: JobSpec, *, progress: Progress | None = None, stop: Stop | None = None) -> None:
+        """Makes the job ready.
+
+        Raises:
+            JobError: something is wrong with the job or its surroundings; says what to do.
+        """
+        self.resolved = resolve(job)
+        self.job = job
+        self._log = ActivationLog(job.model.registry, job.model.name)
+        self._output = Path(job.output)
+        self._progress = progress
+        self._stop = stop or Stop()
+        self._started = time.monotonic()
+
+    def run(self) -> Outcome:
+        """Runs the job and writes its summary and report."""
+        checkpoint = Checkpoint(self._output / "checkpoint", self.job.identity())
+        try:
+            if self.job.run.mode == "batch":
+                self._run_batch(checkpoint)
+                finished = True
+            else:
+                finished = self._run_micro_batches(checkpoint)
+            return self._conclude(checkpoint, finished)
+        finally:
+            checkpoint.close()
+
+    def _run_micro_batches(self, checkpoint: Checkpoint) -> bool:
+        settings = self.job.run
+        planner = StreamPlanner(self.resolved.records, self.resolved.labels, settings.records, settings.span)
+        driver = MicroBatchDriver(checkpoint, planner, self._run_one, on_commit=self._committed, stop=self._stop)
+        if settings.trigger == "available-now":
+            return driver.available_now(drain=settings.drain)
+        driver.every(settings.trigger / 1e6)
+        return False
+
+    def _run_one(self, batch: MicroBatch) -> dict[str, Any]:
+        plan = None if batch.plan is None else StreamPlan.from_json(batch.plan)
+        # No later entry may change what this run is about to predict, in this try or the next.
+        if plan is not None and self.job.seal and self.job.kind != "learn":
+            self._log.seal(plan.max_event_time_us + 1, by=self.job.name)
+        boundary = Boundary(MAX_WATERMARK_US if plan is None else plan.watermark_us, batch.state_in, batch.state_out)
+        self._discard(batch.number)
+        run = Run(
+            batch.number,
+            plan.records if plan else None,
+            plan.labels if plan else None,
+            plan is not None,
+            boundary,
+            self._timeline(),
+            batch.previous.get("watermark_us"),
+        )
+        result = self._run(run)
+        return {"records": plan.rows if plan else 0, "watermark_us": boundary.watermark_us, "counts": counters(result)}
+
+    def _run_batch(self, checkpoint: Checkpoint) -> None:
+        for _ in range(_TRIES):
+            self._discard(0)
+            before = len(self._log.entries())
+            result = self._run(Run(0, None, None, True, Boundary(), self._timeline()))
+            counts = counters(result)
+            if not self._log_changed(before):
+                break
+        else:
+            raise JobError(f"the activation log of {self.job.model.name} was changed during each of {_TRIES} runs; run it again")
+        note = {"records": counts.get("records", 0), "watermark_us": MAX_WATERMARK_US, "counts": counts}
+        checkpoint.write_offset(0, {"plan": None})
+        checkpoint.write_commit(0, note)
+        self._committed(MicroBatch(0, None, None, ""), note)
+
+    def _log_changed(self, before: int) -> bool:
+        """Seals what a batch has served; whether somebody changed that part of the log while it ran."""
+        if not self.job.seal or self.job.kind == "learn":
+            return False
+        latest = max((part_time for part_time in map(_latest_event_time_us, self._parts(PREDICTIONS, 0)) if part_time is not None), default=None)
+        if latest is None:
+            return False
+        self._log.seal(latest + 1, by=self.job.name)
+        new = self._log.entries()[before:]
+        return any(isinstance(e, Activation) and e.by != self.job.name and e.effective_from_us <= latest for e in new)
+
+    def _run(self, run: Run) -> PipelineResult:
+        def graph(pipeline: beam.Pipeline) -> None:
+            build(pipeline, self.resolved, run)
+
+        return direct.run(graph)
+
+    def _timeline(self) -> Any:
+        self._log.refresh()
+        return self._log.timeline()
+
+    def _discard(self, number: int) -> None:
+        """Takes away what an interrupted try of this run may have left."""
+        for name in (PREDICTIONS, EVALUATIONS, DEAD_LETTERS):
+            folder = self._output / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in [*folder.glob(".*"), *self._parts(name, number)]:
+                left.unlink()
+
+    def _parts(self, name: str, number: int) -> list[Path]:
+        return sorted((self._output / name).glob(part_name(number, 0).replace("-00000.", "-*.")))
+
+    def _committed(self, batch: MicroBatch, note: dict[str, Any]) -> None:
+        if self._progress is not None:
+            parts = {name: self._parts(name, batch.number) for name in (PREDICTIONS, EVALUATIONS)}
+            self._progress.committed(note["records"], self.resolved, parts)
+
+    def _conclude(self, checkpoint: Checkpoint, finished: bool) -> Outcome:
+        counts: dict[str, int] = {}
+        records = 0
+        last = checkpoint.last_commit()
+        for number in range(0 if last is None else last + 1):
+            note = checkpoint.commit(number) or {}
+            records += note.get("records", 0)
+            for name, value in note.get("counts", {}).items():
+                counts[name] = counts.get(name, 0) + value
+        counts["records"] = records
+        if self.job.kind == "learn":
+            return Outcome(None, None, finished, counts)
+        registry = Registry(self.job.model.registry)
+        self._log.refresh()
+        activations = [asdict(entry) for entry in self._log.entries() if isinstance(entry, Activation)]
+        versions = [_as_dict(registry.manifest(self.job.model.name, v)) for v in registry.versions(self.job.model.name)]
+        label = self.job.labels.column if self.job.labels else None
+        seconds = time.monotonic() - self._started
+        summary = summarise(str(self._output), records, counts.get("filtered", 0), label, seconds, versions)
+        report = self._output / "report.html"
+        write_report(str(self._output), summary, versions, activations, self.job.name, label, str(report))
+        return Outcome(summary, report, finished, counts)
+
+
+def counters(result: PipelineResult) -> dict[str, int]:
+    """Midstream's Beam counters of a run, by name."""
+    found: dict[str, int] = {}
+    for counter in result.metrics().query(MetricsFilter().with_namespace("midstream"))["counters"]:
+        name = counter.key.metric.name
+        found[name] = found.get(name, 0) + (counter.committed or counter.attempted or 0)
+    return found
+
+
+def _as_dict(manifest: Manifest) -> dict[str, Any]:
+    return asdict(manifest) | {"digest": manifest.digests.version}
+
+
+def _latest_event_time_us(file: Path) -> int | None:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from transforms.batches import EVENT_TIME, event_time_us
+
+    latest = pc.max(event_time_us(pq.read_table(file, columns=[EVENT_TIME]))).as_py()
+    return None if latest is None else int(latest)
+
+

@@ -1,0 +1,260 @@
+"""The graph of a job, for one bounded run of it.
+
+    records -> steps -> features --------------------------> versions assigned -> inference -> predictions
+                           |                                        ^ side input
+    labels ----------------+-> joined -> learnt -> activated -------+
+
+The same graph serves a batch and each micro-batch; what differs is the part of the input it reads and the state it starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+import pyarrow as pa
+
+import transforms.batch_coder  # noqa: F401  registers the coder of RecordBatches
+from models.timeline import Timeline
+from pipelines.job import JobSpec
+from pipelines.steps import Apply, Stage
+from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, WATERMARK
+from transforms.dead_letters import dead_letters
+from transforms.inference import LINEAGE, BatchModelHandler, Predict
+from transforms.label_join import LABEL_TIME, LabelJoin, own_labels
+from transforms.model_timeline import AssignVersions
+from transforms.operators import Chain
+from transforms.sinks import WriteParquet
+from transforms.sources import FileSource, Plan, ReadFiles
+from transforms.stateful import Advance, Boundary
+from transforms.training import ActivateVersions, Train
+
+PREDICTIONS, EVALUATIONS, DEAD_LETTERS = "predictions", "evaluations", "dead_letters"
+FIRST = "first_"  # prefix of what the first version said, where it is compared with
+_IDENTITY = [EVENT_TIME, SOURCE, ROW, SEQUENCE]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job made ready to run: sources opened, steps checked, the model's outputs known.
+
+    Attributes:
+        job: as given.
+        records: the source of the records.
+        labels: the source of the labels, if they have one of their own.
+        stages: the steps.
+        features: schema of the rows that the model is given.
+        outputs: the model's outputs as Arrow columns; None for a job that only learns.
+        first_version: the version to learn on from; None for a job that only serves.
+    """
+
+    job: JobSpec
+    records: FileSource
+    labels: FileSource | None
+    stages: Sequence[Stage]
+    features: pa.Schema
+    outputs: pa.Schema | None
+    first_version: int | None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the result depends on the order in which records came, so that they must be read in that order."""
+        return self.job.labels is not None or any(stage.operator is not None for stage in self.stages)
+
+    @property
+    def horizon_us(self) -> int:
+        """How long after a record its label may become known."""
+        labels = self.job.labels
+        assert labels is not None
+        return labels.horizon if labels.horizon is not None else labels.delay
+
+
+@dataclass(frozen=True)
+class Run:
+    """One bounded run.
+
+    Attributes:
+        number: of the run in its stream.
+        records: what to read; None reads everything.
+        labels: the same for the labels.
+        reads: False in the run that ends a stream: nothing is read, all that is held is let go.
+        boundary: the watermark behind the run, and the folders of states.
+        timeline: the activation log before the run.
+        not_before_us: event times below this were served already.
+    """
+
+    number: int
+    records: Plan | None
+    labels: Plan | None
+    reads: bool
+    boundary: Boundary
+    timeline: Timeline
+    not_before_us: int | None = None
+
+
+def build(pipeline: beam.Pipeline, resolved: Resolved, run: Run) -> None:
+    """Adds the graph of one run to a pipeline."""
+    job, boundary = resolved.job, run.boundary
+    dead: list[beam.PCollection] = []
+    late: list[beam.PCollection] = []
+    if run.reads:
+        rows, bad = pipeline | "records" >> ReadFiles(resolved.records, run.records, resolved.ordered)
+        dead.append(bad)
+    else:
+        rows = pipeline | "no records" >> _Nothing()
+    labels = None
+    if job.labels is not None:
+        rows, labels = _labels(pipeline, rows, resolved, run, dead)
+    features, failed, behind = rows | "steps" >> Apply(resolved.stages, boundary)
+    dead += failed
+    late += behind
+
+    timelines = pipeline | "log" >> beam.Create([run.timeline], reshuffle=False)
+    if job.learner is not None:
+        assert labels is not None
+        assert resolved.first_version is not None
+        activations, refused, unmatched = _learn(features, labels, resolved, run)
+        dead.append(refused)
+        timelines = (timelines, activations) | "log and learnt" >> beam.Flatten()
+
+    sinks: dict[str, beam.PCollection] = {}
+    columns: dict[str, list[str]] = {}
+    if job.kind != "learn":
+        assert resolved.outputs is not None
+        predictions, failed_inference = _predict(features, timelines, resolved)
+        dead += failed_inference
+        sinks[PREDICTIONS] = predictions
+        columns[f"{job.output}/{PREDICTIONS}"] = prediction_columns(resolved)
+        if labels is not None:
+            sinks[EVALUATIONS], unmatched = _evaluate(predictions, labels, resolved, boundary)
+            columns[f"{job.output}/{EVALUATIONS}"] = evaluation_columns(resolved)
+    if job.labels is not None and job.labels.source is not None:
+        # A label that is a column of its record needs no letter of its own: if nothing has it, the record itself was one.
+        dead.append(unmatched | "unmatched" >> beam.FlatMap(_unmatched).with_output_types(pa.RecordBatch))
+    for number, rows_behind in enumerate(late):
+        dead.append(rows_behind | f"late {number}" >> beam.Map(_late).with_output_types(pa.RecordBatch))
+    sinks[DEAD_LETTERS] = dead | "dead letters" >> beam.Flatten()
+    {f"{job.output}/{name}": rows for name, rows in sinks.items()} | "write" >> WriteParquet(run.number, columns)
+
+
+def prediction_columns(resolved: Resolved) -> list[str]:
+    """The columns of the predictions, in order."""
+    assert resolved.outputs is not None
+    own = [*resolved.outputs.names, *LINEAGE.names]
+    prefixes = ("", FIRST) if resolved.job.model.compare_with_first else ("",)
+    return [*_IDENTITY, *resolved.job.keep, *(prefix + name for prefix in prefixes for name in own)]
+
+
+def evaluation_columns(resolved: Resolved) -> list[str]:
+    """The columns of the evaluations, in order."""
+    assert resolved.outputs is not None
+    assert resolved.job.labels is not None
+    own = [*resolved.outputs.names, "version"]
+    prefixes = ("", FIRST) if resolved.job.model.compare_with_first else ("",)
+    return [*_IDENTITY, resolved.job.labels.column, LABEL_TIME, *(prefix + name for prefix in prefixes for name in own)]
+
+
+def _labels(
+    pipeline: beam.Pipeline, rows: beam.PCollection, resolved: Resolved, run: Run, dead: list[beam.PCollection]
+) -> tuple[beam.PCollection, beam.PCollection]:
+    """The records without their labels, and the labels as a stream of their own."""
+    section = resolved.job.labels
+    assert section is not None
+    if section.source is None:
+        return rows | "split labels" >> SplitLabels(section.column, section.delay)
+    assert resolved.labels is not None
+    if not run.reads:
+        return rows, pipeline | "no labels" >> _Nothing()
+    labels, bad = pipeline | "labels" >> ReadFiles(resolved.labels, run.labels, True)
+    dead.append(bad | "bad labels" >> beam.Map(_foreign).with_output_types(pa.RecordBatch))
+    return rows, labels
+
+
+def _join(resolved: Resolved) -> LabelJoin:
+    section = resolved.job.labels
+    assert section is not None
+    return LabelJoin(section.on or (SEQUENCE,), section.column, resolved.horizon_us)
+
+
+def _learn(
+    features: beam.PCollection, labels: beam.PCollection, resolved: Resolved, run: Run
+) -> tuple[beam.PCollection, beam.PCollection, beam.PCollection]:
+    job = resolved.job
+    assert job.learner is not None
+    assert resolved.first_version is not None
+    registry, model = job.model.registry, job.model.name
+    train = Train(
+        registry, model, resolved.first_version, job.labels.column, job.learner.every, job.learner.warm_up_rows, job.name
+    )
+    given = {"records": features, "labels": labels} | Advance(Chain(_join(resolved), train), "learn", run.boundary)
+    activations = given["activations"] | "activate" >> ActivateVersions(
+        registry, model, job.name, run.not_before_us, strict=job.kind == "loop"
+    )
+    return activations, given["refused"], given["unmatched"]
+
+
+def _predict(
+    features: beam.PCollection, timelines: beam.PCollection, resolved: Resolved
+) -> tuple[beam.PCollection, list[beam.PCollection]]:
+    model, failed = resolved.job.model, []
+    predictions = features
+    for prefix in ("", FIRST) if model.compare_with_first else ("",):
+        handler = BatchModelHandler(
+            model.registry,
+            model.name,
+            resolved.outputs,
+            prefix=prefix,
+            policy="first" if prefix else "as_of",
+            block_rows=model.block_rows,
+            max_versions=model.max_versions,
+        )
+        requests = predictions | f"{prefix}versions" >> AssignVersions(timelines, first_only=bool(prefix))
+        predictions, dead = requests | f"{prefix}predict" >> Predict(handler)
+        failed.append(dead)
+    return predictions, failed
+
+
+def _evaluate(
+    predictions: beam.PCollection, labels: beam.PCollection, resolved: Resolved, boundary: Boundary
+) -> tuple[beam.PCollection, beam.PCollection]:
+    join = _join(resolved)
+    wanted = [name for name in evaluation_columns(resolved) if name not in (join.label, LABEL_TIME)]
+    kept = list(dict.fromkeys([*wanted, *join.on, WATERMARK]))
+    narrow = predictions | "to evaluate" >> beam.Map(lambda batch: batch.select(kept)).with_output_types(pa.RecordBatch)
+    given = {"records": narrow, "labels": labels} | Advance(join, "evaluate", boundary)
+    return given["labelled"], given["unmatched"]
+
+
+class SplitLabels(beam.PTransform):
+    """Records that carry their label to (records without it, labels known `delay_us` later)."""
+
+    def __init__(self, label: str, delay_us: int) -> None:
+        super().__init__()
+        self._label, self._delay_us = label, delay_us
+
+    def expand(self, rows: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
+        label, delay_us = self._label, self._delay_us
+        records = rows | "records" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[0]).with_output_types(pa.RecordBatch)
+        labels = rows | "labels" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[1]).with_output_types(pa.RecordBatch)
+        return records, labels
+
+
+class _Nothing(beam.PTransform):
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
+        return begin | beam.Create([], reshuffle=False).with_output_types(pa.RecordBatch)
+
+
+def _late(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return dead_letters(batch, "late", "it came after the watermark had passed its event time; allow more out-of-orderness if it should count")
+
+
+def _unmatched(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    for reason in batch.column("reason").unique().to_pylist():
+        rows = batch.filter(pa.compute.equal(batch.column("reason"), reason))
+        yield _foreign(dead_letters(rows.drop_columns(["reason"]), str(reason), "the label was not used"))
+
+
+def _foreign(letters: pa.RecordBatch) -> pa.RecordBatch:
+    """Dead letters of the label stream: its sequence numbers are not those of the records, and must not be taken for them."""
+    return letters.set_column(letters.schema.get_field_index(SEQUENCE), SEQUENCE, pa.nulls(letters.num_rows, pa.int64()))

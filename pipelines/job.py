@@ -1,0 +1,193 @@
+"""What a job is: the typed form of the `job` section of a template.
+
+A job reads records, runs steps over them, and then serves (predicts with the live versions of a model), learns (trains new versions from
+labelled rows), or both in one graph. Everything is checked here, before anything runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from transforms.durations import parse_duration
+
+DurationUs = Annotated[int, BeforeValidator(parse_duration)]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
+
+
+def _aggregates(given: Any) -> Any:
+    """`total=sum(amount);high=quantile(amount, 0.95)` as a mapping."""
+    if not isinstance(given, str):
+        return given
+    parts = [part.partition("=") for part in given.split(";") if part.strip()]
+    if any(not equals for _, equals, _ in parts):
+        raise ValueError(f"expected name=aggregate;name=aggregate, got {given!r}")
+    return {name.strip(): aggregate.strip() for name, _, aggregate in parts}
+
+
+Aggregates = Annotated[dict[str, str], BeforeValidator(_aggregates)]
+
+
+class Section(BaseModel):
+    """A part of a job; unknown settings are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TimeSection(Section):
+    """Where a record's event time comes from: a column, or a start and a step per row."""
+
+    column: str | None = None
+    unit: Literal["iso", "s", "ms", "us"] = "iso"
+    start: str = "1970-01-01T00:00:00Z"
+    step: DurationUs = parse_duration("1s")
+
+
+class SourceSection(Section):
+    """Files to read: one, a folder, or a pattern.
+
+    `columns` maps names to types (`float64`, `string?` ...); left out, they are inferred from the first file.
+    """
+
+    path: str
+    format: Literal["auto", "csv", "jsonl", "parquet", "tfrecord"] = "auto"
+    columns: dict[str, str] | str | None = None
+    time: TimeSection = TimeSection()
+    out_of_orderness: DurationUs = 0
+    batch_rows: int = Field(default=8192, ge=1)
+
+
+class LookupStep(Section):
+    """Adds columns of a table that is read once."""
+
+    table: str
+    on: Names
+    columns: Names | None = None
+    default: Literal["null", "drop"] = "null"
+
+
+class LagsStep(Section):
+    """Adds values of earlier records of the same key: new column to [column, records back]."""
+
+    columns: dict[str, tuple[str, int]]
+    by: Names = ()
+
+
+class WindowsStep(Section):
+    """Replaces records by aggregates over windows of event time."""
+
+    kind: Literal["fixed", "sliding", "session"]
+    size: str | float | None = None
+    every: str | float | None = None
+    gap: str | float | None = None
+    by: Names = ()
+    aggregates: Aggregates
+    allowed_lateness: DurationUs = 0
+
+
+class Step(Section):
+    """One step; exactly one of its settings is given."""
+
+    map: dict[str, str] | None = None
+    filter: str | None = None
+    lookup: LookupStep | None = None
+    lags: LagsStep | None = None
+    windows: WindowsStep | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Step:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a step is one of {', '.join(type(self).model_fields)}; got {', '.join(given) or 'none of them'}")
+        return self
+
+
+class LabelsSection(Section):
+    """Where labels come from: a column of the records, known `delay` after them, or a stream of their own.
+
+    A stream's event time is the moment a label became known. It joins the records that agree in the columns `on`, up to `horizon` after them.
+    """
+
+    column: str
+    delay: DurationUs | None = None
+    source: SourceSection | None = None
+    on: Names = ()
+    horizon: DurationUs | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> LabelsSection:
+        if (self.delay is None) == (self.source is None):
+            raise ValueError("labels want either `delay` (the label is a column of the records) or `source` (it comes in a stream of its own)")
+        if self.source is not None and (not self.on or self.horizon is None):
+            raise ValueError("a label stream wants `on` (the columns that join it to the records) and `horizon` (how late a label may come)")
+        return self
+
+
+class LearnerSection(Section):
+    """How the model learns: an algorithm of `models.learners`, or nothing if the registry's first version brings its own."""
+
+    algorithm: Literal["mlp_classifier"] = "mlp_classifier"
+    features: Names
+    every: DurationUs = parse_duration("1d")
+    warm_up_rows: int = Field(default=1, ge=1)
+    options: dict[str, Any] = {}
+
+
+class ModelSection(Section):
+    """Which model, and where its versions and its activation log are."""
+
+    registry: str
+    name: str
+    compare_with_first: bool = False
+    block_rows: int = Field(default=1024, ge=1)
+    max_versions: int = Field(default=8, ge=1)
+
+
+class RunSection(Section):
+    """How a stream is cut and when a micro-batch begins. None of it changes a prediction."""
+
+    mode: Literal["micro-batch", "batch"] = "micro-batch"
+    span: DurationUs | None = None
+    records: int | None = Field(default=None, ge=1)
+    trigger: Literal["available-now"] | DurationUs = "available-now"
+    drain: bool = True
+
+
+class JobSpec(Section):
+    """A job.
+
+    Attributes:
+        name: of the job; signs its publications and seals.
+        kind: serve (predict), learn (train), or loop (both in one graph, each version live from the window it was trained on).
+        keep: input columns to carry into the predictions.
+        output: folder for everything the job writes.
+        seal: whether predicting closes the past of the activation log; a replay leaves the log as it is.
+    """
+
+    name: str
+    kind: Literal["serve", "learn", "loop"]
+    source: SourceSection
+    steps: tuple[Step, ...] = ()
+    labels: LabelsSection | None = None
+    learner: LearnerSection | None = None
+    model: ModelSection
+    keep: Names = ()
+    output: str
+    run: RunSection = RunSection()
+    seal: bool = True
+    against: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JobSpec:
+        if self.kind != "serve" and (self.learner is None or self.labels is None):
+            raise ValueError(f"a job that learns ({self.kind}) wants the sections `labels` and `learner`")
+        if self.kind == "serve" and self.learner is not None:
+            raise ValueError("a job that only serves has no `learner`; its kind would be `loop`")
+        if self.run.mode == "batch" and self.run.trigger != "available-now":
+            raise ValueError("batch mode runs once: leave `trigger` out, or use micro-batch mode")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same when a job is gone on with; how the stream is cut may change."""
+        return self.model_dump(mode="json", exclude={"run", "output", "against"})

@@ -1,0 +1,105 @@
+"""Cuts records and labels into micro-batches together, so that both streams advance side by side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transforms.batches import MIN_WATERMARK_US
+from transforms.sources import FilePlanner, FileSource, Plan, Position, Range
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What one micro-batch reads.
+
+    Attributes:
+        records, labels: the parts of the two sources; None where there is nothing new.
+        records_end, labels_end: where they stand then.
+        watermark_us: of both together.
+    """
+
+    records: Plan | None
+    labels: Plan | None
+    records_end: Position
+    labels_end: Position
+    watermark_us: int
+
+    @property
+    def rows(self) -> int:
+        """Records that it reads, bad ones included."""
+        return self.records.rows if self.records else 0
+
+    @property
+    def max_event_time_us(self) -> int:
+        """The latest event time among the records up to the end of this micro-batch."""
+        return self.records_end.max_event_time_us
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "records": _plan_to_json(self.records),
+            "labels": _plan_to_json(self.labels),
+            "watermark_us": self.watermark_us,
+            "end": {"records": self.records_end.to_json(), "labels": self.labels_end.to_json()},
+        }
+
+    @classmethod
+    def from_json(cls, given: dict[str, Any]) -> StreamPlan:
+        return cls(
+            _plan_from_json(given["records"]),
+            _plan_from_json(given["labels"]),
+            Position.from_json(given["end"]["records"]),
+            Position.from_json(given["end"]["labels"]),
+            given["watermark_us"],
+        )
+
+
+class StreamPlanner:
+    """A `runners.micro_batch.Planner` over the records and, if they come in a stream of their own, the labels."""
+
+    def __init__(self, records: FileSource, labels: FileSource | None, max_records: int | None, max_span_us: int | None) -> None:
+        """Creates the planner.
+
+        Args:
+            records, labels: the sources.
+            max_records: records a micro-batch has at most.
+            max_span_us: a micro-batch does not cross multiples of this in event time.
+        """
+        self._records = FilePlanner(records)
+        self._labels = FilePlanner(labels) if labels is not None else None
+        self._out_of_orderness_us = records.out_of_orderness_us
+        self._max_records, self._max_span_us = max_records, max_span_us
+
+    def plan(self, position: dict[str, Any] | None) -> dict[str, Any] | None:
+        records_at = Position.from_json(position["records"]) if position else Position()
+        labels_at = Position.from_json(position["labels"]) if position else Position()
+        records = self._records.plan(records_at, self._max_records, self._max_span_us)
+        labels = None
+        if self._labels is not None:
+            # Labels keep step with the records: those that the micro-batch's records could not know yet stay for later.
+            until_us = records.max_event_time_us + 1 if records else None
+            labels = self._labels.plan(labels_at, None, None, until_us=until_us)
+        if records is None and labels is None:
+            return None
+        records_end = records.end if records else records_at
+        labels_end = labels.end if labels else labels_at
+        watermark_us = self._watermark(records, records_end)
+        if self._labels is not None:
+            watermark_us = min(watermark_us, self._labels.watermark_us(labels_end))
+        return StreamPlan(records, labels, records_end, labels_end, watermark_us).to_json()
+
+    def _watermark(self, records: Plan | None, end: Position) -> int:
+        if records is not None:
+            return records.watermark_us
+        return max(end.max_event_time_us - self._out_of_orderness_us, MIN_WATERMARK_US)
+
+
+def _plan_to_json(plan: Plan | None) -> dict[str, Any] | None:
+    return None if plan is None else asdict(plan) | {"end": plan.end.to_json()}
+
+
+def _plan_from_json(given: dict[str, Any] | None) -> Plan | None:
+    if given is None:
+        return None
+    ranges = tuple(Range(**part) for part in given["ranges"])
+    return Plan(**given | {"ranges": ranges, "end": Position.from_json(given["end"])})

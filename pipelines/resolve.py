@@ -1,0 +1,173 @@
+"""Makes a job ready to run: everything that can be found wrong beforehand is found here, with what to do about it."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+
+from models.registry import Registry
+from models.signature import Signature
+from pipelines.graph import Resolved
+from pipelines.job import JobSpec, LearnerSection, SourceSection
+from pipelines.steps import stages
+from transforms.batches import EVENT_TIME, NAME_TYPE, RESERVED, ROW, SEQUENCE, SOURCE, TIME_TYPE, WATERMARK
+from transforms.label_join import LABEL_TIME
+from transforms.schema import Schema, TimeSpec
+from transforms.sources import FileSource
+
+_UNKNOWN = Schema.parse("unknown:string")  # listing files wants a schema and does not look at it
+
+
+class JobError(Exception):
+    """A job that cannot run; says what was expected, what came and what to do."""
+
+
+def resolve(job: JobSpec) -> Resolved:
+    """Opens the sources, checks the steps, and finds out what the model takes and gives.
+
+    Raises:
+        JobError: something does not fit.
+    """
+    _check_output(job.output)
+    try:
+        records, schema = _source(job.source)
+        labels = _labels_source(job, schema)
+        own_label = job.labels.column if job.labels and job.labels.source is None else None
+        if own_label is not None and own_label not in schema.names:
+            raise JobError(f"the records have no label column {own_label!r}; they have {', '.join(schema.names)}")
+        columns = _batch_schema(schema, ordered=True)
+        if own_label is not None:
+            columns = columns.remove(columns.get_field_index(own_label))
+        planned, features = stages(job.steps, columns, in_order=job.labels is not None)
+    except ValueError as error:
+        raise JobError(str(error)) from None
+    missing = [name for name in job.keep if name not in features.names]
+    if missing:
+        raise JobError(f"keep: there is no column {', '.join(missing)} behind the steps; there are {', '.join(features.names)}")
+    first_version = _first_version(job, features) if job.learner is not None else None
+    signature = _contract(job)
+    _check_inputs(job, signature, features)
+    outputs = _outputs(signature)
+    taken = {*features.names, *((LABEL_TIME,) if job.labels else ())}
+    if clash := sorted(taken.intersection([*outputs.names, "model", "version", "digest", "policy"])):
+        raise JobError(f"the records have columns with names of the model's outputs or of the lineage: {', '.join(clash)}; rename them")
+    return Resolved(job, records, labels, planned, features, outputs if job.kind != "learn" else None, first_version)
+
+
+def _check_output(folder: str) -> None:
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise JobError(f"the output folder {folder} cannot be written: {error.strerror}. Choose another with --param output=DIR") from None
+
+
+def _source(section: SourceSection) -> tuple[FileSource, Schema]:
+    time = TimeSpec(
+        section.time.column,
+        section.time.unit,
+        datetime.fromisoformat(section.time.start),
+        timedelta(microseconds=section.time.step),
+    )
+    if section.columns:
+        schema = Schema.parse(section.columns)
+    else:
+        first = FileSource(section.path, section.format, _UNKNOWN).list_files()[0]
+        schema = Schema.infer(first.path, section.format)
+    source = FileSource(section.path, section.format, schema, time, section.batch_rows, section.out_of_orderness)
+    source.list_files()
+    return source, schema
+
+
+def _labels_source(job: JobSpec, records: Schema) -> FileSource | None:
+    section = job.labels
+    if section is None or section.source is None:
+        return None
+    labels, schema = _source(section.source)
+    for name in (*section.on, section.column):
+        if name not in schema.names:
+            raise JobError(f"the labels have no column {name!r}; they have {', '.join(schema.names)}")
+    for name in section.on:
+        if name not in records.names:
+            raise JobError(f"labels join records on {name!r}, which the records do not have; they have {', '.join(records.names)}")
+    return labels
+
+
+def _batch_schema(schema: Schema, *, ordered: bool) -> pa.Schema:
+    reserved = {EVENT_TIME: TIME_TYPE, SOURCE: NAME_TYPE, ROW: pa.int64(), SEQUENCE: pa.int64()}
+    if ordered:
+        reserved[WATERMARK] = pa.int64()
+    return pa.schema([*schema.arrow, *(pa.field(name, kind) for name, kind in reserved.items())])
+
+
+def build_learner(section: LearnerSection, label: str) -> object:
+    """A fresh learner of `models.learners` as its section says."""
+    module = importlib.import_module(f"models.learners.{section.algorithm}")
+    learner, config = module.LEARNER
+    try:
+        return learner(config(features=tuple(section.features), label=label, **section.options))
+    except TypeError as error:
+        raise JobError(f"learner {section.algorithm}: {error}") from None
+
+
+def _first_version(job: JobSpec, features: pa.Schema) -> int:
+    """The version to learn on from: the registry's own seed for this job, made now if this is its first run."""
+    from models.learning import save_learner
+
+    assert job.learner is not None
+    assert job.labels is not None
+    missing = [name for name in job.learner.features if name not in features.names]
+    if missing:
+        raise JobError(f"learner: there is no column {', '.join(missing)} behind the steps; there are {', '.join(features.names)}")
+    registry, publication = Registry(job.model.registry), f"{job.name}/seed"
+    found = registry.find_publication(job.model.name, publication)
+    if found is not None:
+        return found.version
+    try:
+        learner = build_learner(job.learner, job.labels.column)
+    except ValueError as error:
+        raise JobError(f"learner {job.learner.algorithm}: {error}") from None
+    with tempfile.TemporaryDirectory() as folder:
+        save_learner(learner, f"{folder}/seed")
+        return registry.publish(job.model.name, f"{folder}/seed", publication=publication).version
+
+
+def _contract(job: JobSpec) -> Signature:
+    registry = Registry(job.model.registry)
+    versions = registry.versions(job.model.name)
+    if not versions:
+        known = ", ".join(registry.models()) or "no model at all"
+        raise JobError(
+            f"the registry {job.model.registry} has no version of {job.model.name!r} (it has {known}). Publish one first: "
+            f"midstream publish --registry {job.model.registry} --model {job.model.name} --activate SAVED_MODEL_FOLDER"
+        )
+    return registry.manifest(job.model.name, versions[-1]).signature
+
+
+def _check_inputs(job: JobSpec, signature: Signature, features: pa.Schema) -> None:
+    from models.serving import to_numpy
+
+    empty = pa.record_batch([pa.array([], field.type) for field in features], schema=features)
+    for name, field in signature.inputs.items():
+        try:
+            to_numpy(empty, name, field.dtype, field.shape)
+        except ValueError as error:
+            own = [column for column in features.names if column not in RESERVED]
+            raise JobError(f"model {job.model.name}: {error} (the records have: {', '.join(own)})") from None
+
+
+def _outputs(signature: Signature) -> pa.Schema:
+    from models.serving import ModelError, output_schema
+
+    try:
+        return output_schema(signature)
+    except ModelError as error:
+        raise JobError(str(error)) from None
+
+

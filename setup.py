@@ -1,0 +1,35 @@
+"""Midstream: Apache Beam pipelines that keep a TensorFlow model predicting on a stream while the model is replaced."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+
+setup(
+    name="midstream",
+    version="0.1.0",
+    description="Swap TensorFlow models inside running Apache Beam streams, exactly once, and train them from the stream",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.12",
+    packages=["models", "models.learners", "transforms", "runners", "pipelines"],
+    package_data={"pipelines": ["templates/*.yaml", "data/*", "*.j2"]},
+    install_requires=[
+        "apache-beam==2.77.0",
+        "click==8.5.1",
+        "duckdb==2.0.0",
+        "jinja2>=3.1",
+        "pandas>=2.2",
+        "plotly==7.1.0",
+        "pyarrow>=20",
+        "pydantic>=2.10",
+        "pyyaml>=6.0",
+        "rich>=14",
+        "tensorflow==2.21.0",
+        "tfx-bsl==1.21.0",
+    ],
+    entry_points={"console_scripts": ["midstream=pipelines.cli:main"]},
+)

@@ -1,0 +1,136 @@
+"""Predictions through Beam's RunInference, on whole RecordBatches, with their lineage.
+
+RunInference is given one model for good: the process's `ModelCache`. Each request names the version it wants, so a swap never touches what
+RunInference holds, and its metrics, batching options and exception handling stay in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+
+from models.serving import DEFAULT_BLOCK_ROWS, DEFAULT_MAX_VERSIONS, ModelCache, ModelError, shared_cache
+from models.timeline import COLD_START
+from transforms.batches import NAME_TYPE
+from transforms.dead_letters import dead_letters
+from transforms.model_timeline import Request
+
+LINEAGE = pa.schema(
+    [pa.field("model", NAME_TYPE), pa.field("version", pa.int64()), pa.field("digest", NAME_TYPE), pa.field("policy", NAME_TYPE)]
+)
+
+
+class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
+    """A ModelHandler whose examples are `Request`s: some rows and the version that is to predict them."""
+
+    def __init__(
+        self,
+        registry: str,
+        model: str,
+        outputs: pa.Schema,
+        *,
+        prefix: str = "",
+        policy: str = "as_of",
+        block_rows: int = DEFAULT_BLOCK_ROWS,
+        max_versions: int = DEFAULT_MAX_VERSIONS,
+        max_requests: int = 1,
+    ) -> None:
+        """Creates the handler.
+
+        Args:
+            registry: root folder of the registry.
+            model: name of the model.
+            outputs: the model's outputs as Arrow columns; what a version gives is checked against it.
+            prefix: put before the names of all columns that are added.
+            policy: how versions were chosen, for the lineage.
+            block_rows: TensorFlow is given this many rows at a time, always.
+            max_versions: versions kept in memory.
+            max_requests: requests that Beam may batch for one call.
+        """
+        super().__init__()
+        self._registry, self._model, self._outputs, self._prefix, self._policy = registry, model, outputs, prefix, policy
+        self._block_rows, self._max_versions, self._max_requests = block_rows, max_versions, max_requests
+
+    def load_model(self) -> ModelCache:
+        return shared_cache(self._registry, block_rows=self._block_rows, max_versions=self._max_versions)
+
+    def run_inference(
+        self, batch: Sequence[Request], model: ModelCache, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[PredictionResult]:
+        for request in batch:
+            yield PredictionResult(request, self._predict(request, model), f"{self._model}/{request.version}")
+
+    def _predict(self, request: Request, cache: ModelCache) -> pa.RecordBatch:
+        rows = request.batch.num_rows
+        if request.version == COLD_START:
+            columns = [pa.nulls(rows, field.type) for field in self._outputs]
+            lineage = [None, COLD_START, None, "cold_start"]
+        else:
+            served = cache.get(self._model, request.version)
+            given = served.predict(request.batch)
+            columns = [given.get(field.name) for field in self._outputs]
+            for field, column in zip(self._outputs, columns, strict=True):
+                if column is None or column.type != field.type:
+                    raise ModelError(
+                        f"version {request.version} of {self._model}: output {field.name!r} was to be {field.type}, "
+                        f"came as {'nothing' if column is None else column.type}"
+                    )
+            lineage = [self._model, request.version, served.manifest.digests.version, self._policy]
+        batch = request.batch
+        for field, column in zip(self._outputs, columns, strict=True):
+            batch = batch.append_column(pa.field(self._prefix + field.name, field.type), column)
+        for field, value in zip(LINEAGE, lineage, strict=True):
+            batch = batch.append_column(pa.field(self._prefix + field.name, field.type), _constant(value, rows, field.type))
+        return batch
+
+    def batch_elements_kwargs(self) -> dict[str, int]:
+        return {"min_batch_size": 1, "max_batch_size": self._max_requests}
+
+    def get_num_bytes(self, batch: Sequence[Request]) -> int:
+        return sum(request.batch.nbytes for request in batch)
+
+    def get_metrics_namespace(self) -> str:
+        return "midstream_inference"
+
+
+class Predict(beam.PTransform):
+    """PCollection of `Request`s to (predictions, dead letters), both RecordBatches."""
+
+    def __init__(self, handler: BatchModelHandler) -> None:
+        super().__init__()
+        self._handler = handler
+
+    def expand(self, requests: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
+        # A request that fails takes only its own rows with it, with the reason; all else goes on.
+        results, failed = requests | RunInference(self._handler).with_exception_handling(exc_class=ModelError)
+        predictions = results | "predictions" >> beam.ParDo(_Predicted()).with_output_types(pa.RecordBatch)
+        dead = failed.failed_inferences | "failed" >> beam.FlatMap(_failed).with_output_types(pa.RecordBatch)
+        return predictions, dead
+
+
+class _Predicted(beam.DoFn):
+    def __init__(self) -> None:
+        self._rows = Metrics.counter("midstream", "predictions")
+
+    def process(self, result: PredictionResult) -> Iterator[pa.RecordBatch]:
+        self._rows.inc(result.inference.num_rows)
+        yield result.inference
+
+
+def _failed(failure: tuple[Any, tuple[Any, str, Any]]) -> Iterator[pa.RecordBatch]:
+    given, (_, message, _) = failure
+    for request in given if isinstance(given, list) else [given]:
+        yield dead_letters(request.batch, "inference_failed", message)
+
+
+def _constant(value: Any, rows: int, kind: pa.DataType) -> pa.Array:
+    """A column of one value; names as a dictionary of one entry, so that it costs four bytes a row."""
+    if not pa.types.is_dictionary(kind):
+        return pa.repeat(pa.scalar(value, kind), rows)
+    indices = pa.nulls(rows, kind.index_type) if value is None else pa.repeat(pa.scalar(0, kind.index_type), rows)
+    return pa.DictionaryArray.from_arrays(indices, pa.array([] if value is None else [value], kind.value_type))

@@ -1,0 +1,84 @@
+"""Which version serves which record: the activation log as a side input.
+
+The log comes as a stream of timelines and activations. A record's version follows from its event time and from the log alone (`Timeline.as_of`), so a
+replay, a micro-batch and a batch give it the same one. Rows that one batch shares between versions are split here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from models.activation_log import Activation
+from models.timeline import COLD_START, Timeline
+from transforms.batches import event_time_us
+
+
+class Request(NamedTuple):
+    """Rows to predict with one version.
+
+    Attributes:
+        version: the version, or `COLD_START`.
+        batch: the rows.
+    """
+
+    version: int
+    batch: pa.RecordBatch
+
+
+class AssignVersions(beam.PTransform):
+    """RecordBatches to `Request`s, with the timeline as side input.
+
+    Args of the constructor:
+        timelines: PCollection of `Timeline` and `Activation`, which together are the log as far as this run needs it.
+        first_only: take only the first activation that ever was: the frozen model that a live one is compared with.
+    """
+
+    def __init__(self, timelines: beam.PCollection, *, first_only: bool = False) -> None:
+        super().__init__()
+        self._timelines, self._first_only = timelines, first_only
+
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        return batches | beam.ParDo(_Assign(self._first_only), beam.pvalue.AsIter(self._timelines)).with_output_types(Request)
+
+
+class _Assign(beam.DoFn):
+    def __init__(self, first_only: bool) -> None:
+        self._first_only = first_only
+        self._swaps = Metrics.counter("midstream", "swaps")
+        self._latest: int | None = None
+        self._merged: tuple[list[Timeline | Activation], Timeline] | None = None
+
+    def process(self, batch: pa.RecordBatch, entries: Iterable[Timeline | Activation]) -> Iterator[Request]:
+        timeline = self._timeline(list(entries))
+        versions = timeline.as_of(event_time_us(batch).to_numpy())
+        changes = np.flatnonzero(np.diff(versions)) + 1
+        if len(changes) == 0 or np.all(np.diff(versions[np.concatenate([[0], changes])]) > 0):
+            # In order of time each version is one run of rows: slices, without a copy.
+            bounds = [0, *changes.tolist(), len(versions)]
+            pieces = [(int(versions[lo]), batch.slice(lo, hi - lo)) for lo, hi in zip(bounds[:-1], bounds[1:], strict=True) if hi > lo]
+        else:
+            pieces = [(int(v), batch.take(pa.array(np.flatnonzero(versions == v)))) for v in np.unique(versions)]
+        for version, rows in pieces:
+            if self._latest is not None and version != self._latest and not self._first_only:
+                self._swaps.inc()
+            self._latest = version
+            yield Request(version, rows)
+
+    def _timeline(self, entries: list[Timeline | Activation]) -> Timeline:
+        # The side input is the same object-wise for all batches of a bundle; merging it once is enough.
+        if self._merged is None or self._merged[0] != entries:
+            timeline = Timeline.of([entry for entry in entries if isinstance(entry, Activation)])
+            for entry in entries:
+                if isinstance(entry, Timeline):
+                    timeline = entry.merge(timeline)
+            if self._first_only:
+                first = timeline.first()
+                timeline = Timeline.of([first] if first is not None else [])
+            self._merged = entries, timeline
+        return self._merged[1]

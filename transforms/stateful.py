@@ -1,0 +1,155 @@
+"""Runs an `Operator` inside Beam in a bounded run: a batch, or one micro-batch of a stream.
+
+The rows of a shard are grouped, put in order of arrival and handed to the operator together with the state that the
+micro-batch before left in the checkpoint. The state it leaves is written for the next one under a name that depends on the micro-batch
+alone: a micro-batch that is done again writes the same file again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.pvalue import TaggedOutput
+
+from models.storage import write_bytes_atomically
+from transforms.batches import MAX_WATERMARK_US, SEQUENCE
+from transforms.operators import Operator, State
+
+Tagged = tuple[str, pa.RecordBatch]
+_TICK = pa.record_batch({SEQUENCE: pa.array([], pa.int64())})
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where a bounded run stands in its stream.
+
+    Attributes:
+        watermark_us: of the stream once this run's input is read.
+        state_in: folder with the states that the run before left; None at the start of the stream.
+        state_out: folder for the states that this run leaves; None if none will follow.
+    """
+
+    watermark_us: int = MAX_WATERMARK_US
+    state_in: str | None = None
+    state_out: str | None = None
+
+
+class Advance(beam.PTransform):
+    """Feeds an operator; gives a dict of PCollections of RecordBatches, one per output tag of the operator."""
+
+    def __init__(
+        self, operator: Operator, name: str, boundary: Boundary, *, shard_by: tuple[str, ...] = (), shards: int = 1
+    ) -> None:
+        """Creates the transform.
+
+        Args:
+            operator: what to run; a picklable value.
+            name: of its state in the checkpoint; differs from that of every other operator of the pipeline.
+            boundary: where this run stands in the stream.
+            shard_by: rows that agree in these columns go to the same shard; they must exist in every input.
+            shards: how many shards run side by side.
+        """
+        super().__init__(label=name)
+        if shards < 1 or (shards > 1 and not shard_by):
+            raise ValueError(f"{name}: {shards} shards want columns to shard by, got {shard_by}")
+        self._operator, self._name, self._boundary = operator, name, boundary
+        self._shard_by, self._shards = shard_by, shards
+
+    def expand(self, pcolls: Mapping[str, beam.PCollection]) -> dict[str, beam.PCollection]:
+        pipeline = next(iter(pcolls.values())).pipeline
+        hint = tuple[int, Tagged]
+        keyed = [
+            pcoll | f"shard {tag}" >> beam.ParDo(_Shard(tag, self._shard_by, self._shards)).with_output_types(hint)
+            for tag, pcoll in pcolls.items()
+        ]
+        # A shard without a new row has to run too: the watermark may have completed what it holds.
+        ticks = (
+            pipeline
+            | "shards" >> beam.Create(range(self._shards), reshuffle=False)
+            | "tick" >> beam.Map(lambda shard: (shard, ("", _TICK))).with_output_types(hint)
+        )
+        main, *others = self._operator.outputs
+        given = (
+            (*keyed, ticks)
+            | "gather" >> beam.Flatten()
+            | "by shard" >> beam.GroupByKey()
+            | "advance"
+            >> beam.ParDo(_AdvanceShard(self._operator, self._name, self._boundary))
+            .with_output_types(pa.RecordBatch)
+            .with_outputs(*others, main=main)
+        )
+        return {tag: given[tag] for tag in self._operator.outputs}
+
+
+class _Shard(beam.DoFn):
+    def __init__(self, tag: str, shard_by: tuple[str, ...], shards: int) -> None:
+        self._tag, self._shard_by, self._shards = tag, shard_by, shards
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[tuple[int, Tagged]]:
+        if self._shards == 1:
+            yield 0, (self._tag, batch)
+            return
+        keys = batch.select(list(self._shard_by)).to_pandas()
+        # pandas' hash is fixed across processes and machines, where Python's own is salted.
+        shard = pd.util.hash_pandas_object(keys, index=False).to_numpy() % np.uint64(self._shards)
+        for number in np.unique(shard):
+            yield int(number), (self._tag, batch.take(pa.array(np.flatnonzero(shard == number))))
+
+
+class _AdvanceShard(beam.DoFn):
+    def __init__(self, operator: Operator, name: str, boundary: Boundary) -> None:
+        self._operator, self._name, self._boundary = operator, name, boundary
+
+    def process(self, keyed: tuple[int, Iterable[Tagged]]) -> Iterator[pa.RecordBatch | TaggedOutput]:
+        shard, tagged = keyed
+        batches: dict[str, list[pa.RecordBatch]] = {}
+        for tag, batch in tagged:
+            if tag:
+                batches.setdefault(tag, []).append(batch)
+        inputs = {tag: _in_order(pa.Table.from_batches(rows)) for tag, rows in batches.items()}
+        file = f"{self._name.replace(' ', '-')}-{shard:05d}.arrow"
+        boundary = self._boundary
+        state = read_state(f"{boundary.state_in}/{file}") if boundary.state_in else {}
+        state, tables = self._operator.advance(state, inputs, boundary.watermark_us)
+        if boundary.state_out:
+            write_state(f"{boundary.state_out}/{file}", state)
+        main = self._operator.outputs[0]
+        for tag, table in tables.items():
+            for batch in table.combine_chunks().to_batches():
+                if batch.num_rows:
+                    yield batch if tag == main else TaggedOutput(tag, batch)
+
+
+def _in_order(table: pa.Table) -> pa.Table:
+    sequence = table.column(SEQUENCE).to_numpy()
+    return table if np.all(sequence[1:] >= sequence[:-1]) else table.sort_by(SEQUENCE)
+
+
+def write_state(path: str, state: State) -> None:
+    """Writes the named tables of a state into one file, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    for name, table in state.items():
+        schema = table.schema.with_metadata({**(table.schema.metadata or {}), b"midstream.name": name.encode()})
+        with pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_table(table)
+    write_bytes_atomically(path, sink.getvalue().to_pybytes())
+
+
+def read_state(path: str) -> dict[str, pa.Table]:
+    """Reads what `write_state` wrote."""
+    with FileSystems.open(path) as file:
+        buffer = pa.BufferReader(file.read())
+    state = {}
+    while buffer.tell() < buffer.size():
+        with pa.ipc.open_stream(buffer) as reader:
+            table = reader.read_all()
+        metadata = dict(table.schema.metadata)
+        name = metadata.pop(b"midstream.name").decode()
+        state[name] = table.replace_schema_metadata(metadata or None)
+    return state

@@ -1,0 +1,183 @@
+"""Labelled rows in, versions and their activations out: the learner as a step of the stream.
+
+The rows of each fixed window of label time (the time a label became known) are learnt in order, and the window's end is the moment the next
+version goes live. Windows close by the watermark, rows are learnt in an order that follows from the stream alone, and the model is its own checkpoint. So
+the same input gives the same versions, bit for bit, however it is cut; a window that is learnt again after a crash finds its version published.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from models.activation_log import Activation, ActivationInPast
+from models.learning import LearningModel
+from models.opened import shared_log, shared_registry
+from models.registry import Manifest, Training
+from models.serving import ModelError
+from transforms.batches import SEQUENCE
+from transforms.dead_letters import dead_letters
+from transforms.label_join import LABEL_TIME
+from transforms.operators import State, Tables
+
+ACTIVATIONS = pa.schema(
+    [
+        pa.field("version", pa.int64()),
+        pa.field("effective_from_us", pa.int64()),
+        pa.field("rows", pa.int64()),  # labelled rows that the window had
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Train:
+    """An `Operator`: input `in` (labelled rows), outputs `activations` (schema `ACTIVATIONS`) and `refused` (dead letters).
+
+    Attributes:
+        registry: root folder of the registry.
+        model: name of the model.
+        first_version: the version to learn on from at the start of the stream.
+        label: name of the label column.
+        every_us: length of the windows of label time, aligned to the epoch.
+        warm_up_rows: a version is activated only once this many rows were learnt since the start; those before stay candidates.
+        by: name of the job, for the publication ids.
+    """
+
+    registry: str
+    model: str
+    first_version: int
+    label: str
+    every_us: int
+    warm_up_rows: int
+    by: str
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("activations", "refused")
+
+    def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
+        tables = [table for table in (state.get("pending"), inputs.get("in")) if table is not None and table.num_rows]
+        version, seen = self.first_version, 0
+        if "position" in state:
+            version, seen = (state["position"].column(name)[0].as_py() for name in ("version", "rows"))
+        activations: list[tuple[int, int, int]] = []
+        refused: list[pa.RecordBatch] = []
+        pending = pa.concat_tables(tables) if tables else None
+        if pending is not None:
+            ends = (pending.column(LABEL_TIME).cast(pa.int64()).to_numpy() // self.every_us + 1) * self.every_us
+            for end in np.unique(ends[ends <= watermark_us]).tolist():
+                window = _one_batch(pending.filter(pa.array(ends == end)).sort_by([(LABEL_TIME, "ascending"), (SEQUENCE, "ascending")]))
+                try:
+                    version = self._learn(version, window, end).version
+                except ModelError as error:
+                    refused.append(dead_letters(window, "learner_refused", str(error)))
+                    continue
+                seen += window.num_rows
+                if seen >= self.warm_up_rows:
+                    activations.append((version, end, window.num_rows))
+            pending = pending.filter(pa.array(ends > watermark_us))
+        position = pa.table({"version": pa.array([version], pa.int64()), "rows": pa.array([seen], pa.int64())})
+        new_state = {"position": position} | ({"pending": pending} if pending is not None else {})
+        columns = list(zip(*activations, strict=True)) or [[], [], []]
+        given = {"activations": pa.table([pa.array(column, pa.int64()) for column in columns], schema=ACTIVATIONS)}
+        if refused:
+            given["refused"] = pa.Table.from_batches(refused)
+        return new_state, given
+
+    def _learn(self, parent: int, window: pa.RecordBatch, end_us: int) -> Manifest:
+        registry = shared_registry(self.registry)
+        publication = f"{self.by}/learn/{end_us}"
+        learner = _learners.take(self.registry, self.model, parent)
+        measured = learner.learn(window)
+        manifest = registry.publish_variables(
+            self.model,
+            parent=parent,
+            write_variables=learner.write_variables,
+            training=Training(end_us - self.every_us, end_us, window.num_rows),
+            metrics=measured,
+            publication=publication,
+        )
+        _learners.put(self.registry, self.model, manifest.version, learner)
+        return manifest
+
+
+class ActivateVersions(beam.PTransform):
+    """Batches of `ACTIVATIONS` to `Activation`s, each appended to the activation log first."""
+
+    def __init__(self, registry: str, model: str, by: str, not_before_us: int | None = None, *, strict: bool = True) -> None:
+        """Creates the transform.
+
+        Args:
+            registry: root folder of the registry.
+            model: name of the model.
+            by: name of the job; in a closed loop the one that sealed the log for this run.
+            not_before_us: event times below this were served already.
+            strict: a version goes live at the end of the window it was learnt from, or the run fails. Otherwise, if that is in
+                the sealed past of a job that serves, it goes live at the next boundary that is open.
+        """
+        super().__init__()
+        self._activate = _Activate(registry, model, by, not_before_us, strict)
+
+    def expand(self, activations: beam.PCollection) -> beam.PCollection:
+        return activations | beam.ParDo(self._activate).with_output_types(Activation)
+
+
+class _Activate(beam.DoFn):
+    def __init__(self, registry: str, model: str, by: str, not_before_us: int | None, strict: bool) -> None:
+        self._registry, self._model, self._by, self._not_before_us = registry, model, by, not_before_us
+        self._strict = strict
+        self._activated = Metrics.counter("midstream", "activations")
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[Activation]:
+        log = shared_log(self._registry, self._model)
+        # A version a window, a handful a batch: this loop is not over records.
+        for row in batch.to_pylist():
+            reason = f"learnt from {row['rows']} labelled rows"
+            self._activated.inc()
+            version, effective_from_us = row["version"], row["effective_from_us"]
+            if self._strict and self._not_before_us is not None and effective_from_us < self._not_before_us:
+                raise ActivationInPast(
+                    f"version {version} was learnt too late: it is to go live from {effective_from_us} us on, and all up to "
+                    f"{self._not_before_us} us was predicted already"
+                )
+            try:
+                yield log.activate(version, effective_from_us, by=self._by, reason=reason)
+            except ActivationInPast:
+                if self._strict:
+                    raise
+                yield log.activate(version, None, by=self._by, reason=reason, not_before_us=effective_from_us)
+
+
+class _Learners:
+    """The learner of each model that this process brought forward last, so that the next window need not load it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._latest: dict[tuple[str, str], tuple[int, LearningModel]] = {}
+
+    def take(self, registry: str, model: str, version: int) -> LearningModel:
+        """The learner as it was after this version. Taken out: if learning fails half-way, the next one loads afresh."""
+        with self._lock:
+            found = self._latest.pop((registry, model), None)
+        if found is not None and found[0] == version:
+            return found[1]
+        return LearningModel(shared_registry(registry).path(model, version))
+
+    def put(self, registry: str, model: str, version: int, learner: LearningModel) -> None:
+        with self._lock:
+            self._latest[registry, model] = version, learner
+
+
+_learners = _Learners()
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    """The rows of a table, at least one, as a single batch."""
+    (batch,) = table.combine_chunks().to_batches()
+    return batch
