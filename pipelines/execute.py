@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 
 from models.activation_log import Activation, ActivationLog
 from models.registry import Manifest, Registry
-from pipelines.graph import DEAD_LETTERS, EVALUATIONS, PREDICTIONS, Resolved, Run, build
+from pipelines.graph import DEAD_LETTERS, EVALUATIONS, LABELS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
 from pipelines.planning import StreamPlanner, StreamPlan
 from pipelines.report import write_report
@@ -22,9 +21,10 @@ from pipelines.summary import Summary, summarise
 from runners import direct
 from runners.checkpoint import Checkpoint
 from runners.micro_batch import MicroBatch, MicroBatchDriver, Stop
-from transforms.batches import MAX_WATERMARK_US
+from transforms.batches import MAX_WATERMARK_US, MIN_WATERMARK_US
+from transforms.bounded_run import BoundedRun
 from transforms.sinks import part_name
-from transforms.stateful import Boundary
+from transforms.sources import all_files, read_tasks
 
 _TRIES = 3  # of a batch whose log is changed while it runs
 
@@ -77,6 +77,8 @@ class Execution:
         self._progress = progress
         self._stop = stop or Stop()
         self._started = time.monotonic()
+        self._run_file = str(self._output / "checkpoint" / "run.json")
+        self._graph = direct.DirectGraph(lambda pipeline: build(pipeline, self.resolved, self._run_file))
 
     def run(self) -> Outcome:
         """Runs the job and writes its summary and report."""
@@ -105,31 +107,27 @@ class Execution:
         # No later entry may change what this run is about to predict, in this try or the next.
         if plan is not None and self.job.seal and self.job.kind != "learn":
             self._log.seal(plan.max_event_time_us + 1, by=self.job.name)
-        boundary = Boundary(MAX_WATERMARK_US if plan is None else plan.watermark_us, batch.state_in, batch.state_out)
-        self._discard(batch.number)
-        run = Run(
-            batch.number,
-            plan.records if plan else None,
-            plan.labels if plan else None,
-            plan is not None,
-            boundary,
-            self._timeline(),
-            batch.previous.get("watermark_us"),
-        )
-        result = self._run(run)
-        return {"records": plan.rows if plan else 0, "watermark_us": boundary.watermark_us, "counts": counters(result)}
+        reads = {} if plan is None else plan.reads(self.resolved.ordered)
+        watermark_us = MAX_WATERMARK_US if plan is None else plan.watermark_us
+        run = BoundedRun(batch.number, reads, watermark_us, batch.state_in, batch.state_out, self._log.timeline())
+        counts = self._run(run)
+        return {"records": plan.rows if plan else 0, "counts": counts}
 
     def _run_batch(self, checkpoint: Checkpoint) -> None:
+        sources = {RECORDS: self.resolved.records, LABELS: self.resolved.labels}
+        reads = {
+            name: tuple(read_tasks(all_files(source), MIN_WATERMARK_US, self.resolved.ordered))
+            for name, source in sources.items()
+            if source is not None
+        }
         for _ in range(_TRIES):
-            self._discard(0)
             before = len(self._log.entries())
-            result = self._run(Run(0, None, None, True, Boundary(), self._timeline()))
-            counts = counters(result)
+            counts = self._run(BoundedRun(0, reads, timeline=self._log.timeline()))
             if not self._log_changed(before):
                 break
         else:
             raise JobError(f"the activation log of {self.job.model.name} was changed during each of {_TRIES} runs; run it again")
-        note = {"records": counts.get("records", 0), "watermark_us": MAX_WATERMARK_US, "counts": counts}
+        note = {"records": counts.get(RECORDS, 0), "counts": counts}
         checkpoint.write_offset(0, {"plan": None})
         checkpoint.write_commit(0, note)
         self._committed(MicroBatch(0, None, None, ""), note)
@@ -145,15 +143,10 @@ class Execution:
         new = self._log.entries()[before:]
         return any(isinstance(e, Activation) and e.by != self.job.name and e.effective_from_us <= latest for e in new)
 
-    def _run(self, run: Run) -> PipelineResult:
-        def graph(pipeline: beam.Pipeline) -> None:
-            build(pipeline, self.resolved, run)
-
-        return direct.run(graph)
-
-    def _timeline(self) -> Any:
-        self._log.refresh()
-        return self._log.timeline()
+    def _run(self, run: BoundedRun) -> dict[str, int]:
+        self._discard(run.number)
+        run.write(self._run_file)
+        return counters(self._graph.run())
 
     def _discard(self, number: int) -> None:
         """Takes away what an interrupted try of this run may have left."""
@@ -184,7 +177,6 @@ class Execution:
         if self.job.kind == "learn":
             return Outcome(None, None, finished, counts)
         registry = Registry(self.job.model.registry)
-        self._log.refresh()
         activations = [asdict(entry) for entry in self._log.entries() if isinstance(entry, Activation)]
         versions = [_as_dict(registry.manifest(self.job.model.name, v)) for v in registry.versions(self.job.model.name)]
         label = self.job.labels.column if self.job.labels else None

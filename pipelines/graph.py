@@ -1,10 +1,10 @@
-"""The graph of a job, for one bounded run of it.
+"""The graph of a job.
 
     records -> steps -> features --------------------------> versions assigned -> inference -> predictions
                            |                                        ^ side input
     labels ----------------+-> joined -> learnt -> activated -------+
 
-The same graph serves a batch and each micro-batch; what differs is the part of the input it reads and the state it starts from.
+The same graph serves a batch and each micro-batch. It is built once; what differs from run to run is a `BoundedRun`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import apache_beam as beam
 import pyarrow as pa
 
 import transforms.batch_coder  # noqa: F401  registers the coder of RecordBatches
-from models.timeline import Timeline
 from pipelines.job import JobSpec
 from pipelines.steps import Apply, Stage
 from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, WATERMARK
+from transforms.bounded_run import ReadRun, ReadTask
 from transforms.dead_letters import dead_letters
 from transforms.inference import LINEAGE, BatchModelHandler, Predict
 from transforms.label_join import LABEL_TIME, LabelJoin, own_labels
 from transforms.model_timeline import AssignVersions
 from transforms.operators import Chain
 from transforms.sinks import WriteParquet
-from transforms.sources import FileSource, Plan, ReadFiles
-from transforms.stateful import Advance, Boundary
+from transforms.sources import Decode, FileSource
+from transforms.stateful import Advance
 from transforms.training import ActivateVersions, Train
 
+RECORDS, LABELS = "records", "labels"  # the sources
 PREDICTIONS, EVALUATIONS, DEAD_LETTERS = "predictions", "evaluations", "dead_letters"
 FIRST = "first_"  # prefix of what the first version said, where it is compared with
 _IDENTITY = [EVENT_TIME, SOURCE, ROW, SEQUENCE]
@@ -70,72 +71,50 @@ class Resolved:
         return labels.horizon if labels.horizon is not None else labels.delay
 
 
-@dataclass(frozen=True)
-class Run:
-    """One bounded run.
+def build(pipeline: beam.Pipeline, resolved: Resolved, run_file: str) -> None:
+    """Adds a job's graph to a pipeline.
 
-    Attributes:
-        number: of the run in its stream.
-        records: what to read; None reads everything.
-        labels: the same for the labels.
-        reads: False in the run that ends a stream: nothing is read, all that is held is let go.
-        boundary: the watermark behind the run, and the folders of states.
-        timeline: the activation log before the run.
-        not_before_us: event times below this were served already.
+    Args:
+        pipeline: an empty pipeline.
+        resolved: the job.
+        run_file: the file that a `BoundedRun` is written to before each run of the graph.
     """
-
-    number: int
-    records: Plan | None
-    labels: Plan | None
-    reads: bool
-    boundary: Boundary
-    timeline: Timeline
-    not_before_us: int | None = None
-
-
-def build(pipeline: beam.Pipeline, resolved: Resolved, run: Run) -> None:
-    """Adds the graph of one run to a pipeline."""
-    job, boundary = resolved.job, run.boundary
+    job = resolved.job
     dead: list[beam.PCollection] = []
-    late: list[beam.PCollection] = []
-    if run.reads:
-        rows, bad = pipeline | "records" >> ReadFiles(resolved.records, run.records, resolved.ordered)
-        dead.append(bad)
-    else:
-        rows = pipeline | "no records" >> _Nothing()
+    runs = pipeline | "run" >> ReadRun(run_file)
+    rows, bad = _read(runs, resolved.records, RECORDS, resolved.ordered)
+    dead.append(bad)
     labels = None
     if job.labels is not None:
-        rows, labels = _labels(pipeline, rows, resolved, run, dead)
-    features, failed, behind = rows | "steps" >> Apply(resolved.stages, boundary)
+        rows, labels = _labels(runs, rows, resolved, dead)
+    features, failed, late = rows | "steps" >> Apply(resolved.stages, runs)
     dead += failed
-    late += behind
 
-    timelines = pipeline | "log" >> beam.Create([run.timeline], reshuffle=False)
+    timelines = runs | "log" >> beam.Map(lambda run: run.timeline)
+    unmatched = None
     if job.learner is not None:
         assert labels is not None
-        assert resolved.first_version is not None
-        activations, refused, unmatched = _learn(features, labels, resolved, run)
+        activations, refused, unmatched = _learn(runs, features, labels, resolved)
         dead.append(refused)
         timelines = (timelines, activations) | "log and learnt" >> beam.Flatten()
 
     sinks: dict[str, beam.PCollection] = {}
     columns: dict[str, list[str]] = {}
     if job.kind != "learn":
-        assert resolved.outputs is not None
         predictions, failed_inference = _predict(features, timelines, resolved)
         dead += failed_inference
         sinks[PREDICTIONS] = predictions
         columns[f"{job.output}/{PREDICTIONS}"] = prediction_columns(resolved)
         if labels is not None:
-            sinks[EVALUATIONS], unmatched = _evaluate(predictions, labels, resolved, boundary)
+            sinks[EVALUATIONS], unmatched = _evaluate(runs, predictions, labels, resolved)
             columns[f"{job.output}/{EVALUATIONS}"] = evaluation_columns(resolved)
-    if job.labels is not None and job.labels.source is not None:
+    if unmatched is not None and resolved.labels is not None:
         # A label that is a column of its record needs no letter of its own: if nothing has it, the record itself was one.
         dead.append(unmatched | "unmatched" >> beam.FlatMap(_unmatched).with_output_types(pa.RecordBatch))
     for number, rows_behind in enumerate(late):
         dead.append(rows_behind | f"late {number}" >> beam.Map(_late).with_output_types(pa.RecordBatch))
     sinks[DEAD_LETTERS] = dead | "dead letters" >> beam.Flatten()
-    {f"{job.output}/{name}": rows for name, rows in sinks.items()} | "write" >> WriteParquet(run.number, columns)
+    {f"{job.output}/{name}": rows for name, rows in sinks.items()} | "write" >> WriteParquet(runs, columns)
 
 
 def prediction_columns(resolved: Resolved) -> list[str]:
@@ -155,18 +134,21 @@ def evaluation_columns(resolved: Resolved) -> list[str]:
     return [*_IDENTITY, resolved.job.labels.column, LABEL_TIME, *(prefix + name for prefix in prefixes for name in own)]
 
 
+def _read(runs: beam.PCollection, source: FileSource, name: str, ordered: bool) -> tuple[beam.PCollection, beam.PCollection]:
+    tasks = runs | f"{name} to read" >> beam.FlatMap(lambda run: run.reads.get(name, ())).with_output_types(ReadTask)
+    return tasks | name >> Decode(source, ordered, name)
+
+
 def _labels(
-    pipeline: beam.Pipeline, rows: beam.PCollection, resolved: Resolved, run: Run, dead: list[beam.PCollection]
+    runs: beam.PCollection, rows: beam.PCollection, resolved: Resolved, dead: list[beam.PCollection]
 ) -> tuple[beam.PCollection, beam.PCollection]:
     """The records without their labels, and the labels as a stream of their own."""
     section = resolved.job.labels
     assert section is not None
-    if section.source is None:
+    if resolved.labels is None:
+        assert section.delay is not None
         return rows | "split labels" >> SplitLabels(section.column, section.delay)
-    assert resolved.labels is not None
-    if not run.reads:
-        return rows, pipeline | "no labels" >> _Nothing()
-    labels, bad = pipeline | "labels" >> ReadFiles(resolved.labels, run.labels, True)
+    labels, bad = _read(runs, resolved.labels, LABELS, True)
     dead.append(bad | "bad labels" >> beam.Map(_foreign).with_output_types(pa.RecordBatch))
     return rows, labels
 
@@ -178,7 +160,7 @@ def _join(resolved: Resolved) -> LabelJoin:
 
 
 def _learn(
-    features: beam.PCollection, labels: beam.PCollection, resolved: Resolved, run: Run
+    runs: beam.PCollection, features: beam.PCollection, labels: beam.PCollection, resolved: Resolved
 ) -> tuple[beam.PCollection, beam.PCollection, beam.PCollection]:
     job = resolved.job
     assert job.learner is not None
@@ -187,19 +169,20 @@ def _learn(
     train = Train(
         registry, model, resolved.first_version, job.labels.column, job.learner.every, job.learner.warm_up_rows, job.name
     )
-    given = {"records": features, "labels": labels} | Advance(Chain(_join(resolved), train), "learn", run.boundary)
-    activations = given["activations"] | "activate" >> ActivateVersions(
-        registry, model, job.name, run.not_before_us, strict=job.kind == "loop"
-    )
+    given = {"records": features, "labels": labels} | Advance(Chain(_join(resolved), train), "learn", runs)
+    activate = ActivateVersions(registry, model, job.name, strict=job.kind == "loop")
+    activations = given["activations"] | "activate" >> activate
     return activations, given["refused"], given["unmatched"]
 
 
 def _predict(
     features: beam.PCollection, timelines: beam.PCollection, resolved: Resolved
 ) -> tuple[beam.PCollection, list[beam.PCollection]]:
+    assert resolved.outputs is not None
     model, failed = resolved.job.model, []
     predictions = features
-    for prefix in ("", FIRST) if model.compare_with_first else ("",):
+    # The first version goes first: behind the live ones its rows would come in as many pieces as there are versions.
+    for prefix in (FIRST, "") if model.compare_with_first else ("",):
         handler = BatchModelHandler(
             model.registry,
             model.name,
@@ -216,13 +199,13 @@ def _predict(
 
 
 def _evaluate(
-    predictions: beam.PCollection, labels: beam.PCollection, resolved: Resolved, boundary: Boundary
+    runs: beam.PCollection, predictions: beam.PCollection, labels: beam.PCollection, resolved: Resolved
 ) -> tuple[beam.PCollection, beam.PCollection]:
     join = _join(resolved)
     wanted = [name for name in evaluation_columns(resolved) if name not in (join.label, LABEL_TIME)]
     kept = list(dict.fromkeys([*wanted, *join.on, WATERMARK]))
     narrow = predictions | "to evaluate" >> beam.Map(lambda batch: batch.select(kept)).with_output_types(pa.RecordBatch)
-    given = {"records": narrow, "labels": labels} | Advance(join, "evaluate", boundary)
+    given = {"records": narrow, "labels": labels} | Advance(join, "evaluate", runs)
     return given["labelled"], given["unmatched"]
 
 
@@ -238,11 +221,6 @@ class SplitLabels(beam.PTransform):
         records = rows | "records" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[0]).with_output_types(pa.RecordBatch)
         labels = rows | "labels" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[1]).with_output_types(pa.RecordBatch)
         return records, labels
-
-
-class _Nothing(beam.PTransform):
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
-        return begin | beam.Create([], reshuffle=False).with_output_types(pa.RecordBatch)
 
 
 def _late(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from pipelines.graph import LABELS, RECORDS
 from transforms.batches import MIN_WATERMARK_US
-from transforms.sources import FilePlanner, FileSource, Plan, Position, Range
+from transforms.bounded_run import ReadTask
+from transforms.sources import FilePlanner, FileSource, Plan, Position, read_tasks
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,19 @@ class StreamPlan:
         """The latest event time among the records up to the end of this micro-batch."""
         return self.records_end.max_event_time_us
 
+    def reads(self, ordered: bool) -> dict[str, tuple[ReadTask, ...]]:
+        """What it reads, by source, for a `BoundedRun`."""
+        plans = {RECORDS: (self.records, ordered), LABELS: (self.labels, True)}
+        return {
+            name: tuple(read_tasks(plan.ranges, plan.start_max_event_time_us, in_order))
+            for name, (plan, in_order) in plans.items()
+            if plan is not None
+        }
+
     def to_json(self) -> dict[str, Any]:
         return {
-            "records": _plan_to_json(self.records),
-            "labels": _plan_to_json(self.labels),
+            "records": self.records.to_json() if self.records else None,
+            "labels": self.labels.to_json() if self.labels else None,
             "watermark_us": self.watermark_us,
             "end": {"records": self.records_end.to_json(), "labels": self.labels_end.to_json()},
         }
@@ -46,8 +57,8 @@ class StreamPlan:
     @classmethod
     def from_json(cls, given: dict[str, Any]) -> StreamPlan:
         return cls(
-            _plan_from_json(given["records"]),
-            _plan_from_json(given["labels"]),
+            Plan.from_json(given["records"]) if given["records"] else None,
+            Plan.from_json(given["labels"]) if given["labels"] else None,
             Position.from_json(given["end"]["records"]),
             Position.from_json(given["end"]["labels"]),
             given["watermark_us"],
@@ -93,13 +104,3 @@ class StreamPlanner:
             return records.watermark_us
         return max(end.max_event_time_us - self._out_of_orderness_us, MIN_WATERMARK_US)
 
-
-def _plan_to_json(plan: Plan | None) -> dict[str, Any] | None:
-    return None if plan is None else asdict(plan) | {"end": plan.end.to_json()}
-
-
-def _plan_from_json(given: dict[str, Any] | None) -> Plan | None:
-    if given is None:
-        return None
-    ranges = tuple(Range(**part) for part in given["ranges"])
-    return Plan(**given | {"ranges": ranges, "end": Position.from_json(given["end"])})

@@ -16,7 +16,7 @@ from transforms.lookup import Lookup
 from transforms.operators import Chain, Operator
 from transforms.ordering import InOrder
 from transforms.rows import RowStep, RowSteps
-from transforms.stateful import Advance, Boundary
+from transforms.stateful import Advance
 from transforms.windowing import parse_windows
 
 
@@ -76,9 +76,9 @@ def needs_order(steps: Sequence[Step]) -> bool:
 class Apply(beam.PTransform):
     """Runs stages: RecordBatches to (RecordBatches, dead letters, late rows), the last two as lists of PCollections."""
 
-    def __init__(self, planned: Sequence[Stage], boundary: Boundary) -> None:
+    def __init__(self, planned: Sequence[Stage], runs: beam.PCollection) -> None:
         super().__init__()
-        self._stages, self._boundary = planned, boundary
+        self._stages, self._runs = planned, runs
 
     def expand(
         self, batches: beam.PCollection
@@ -89,7 +89,7 @@ class Apply(beam.PTransform):
                 batches, failed = batches | stage.name >> RowSteps(stage.rows)
                 dead.append(failed)
                 continue
-            given = {"in": batches} | Advance(stage.operator, stage.name, self._boundary)
+            given = {"in": batches} | Advance(stage.operator, stage.name, self._runs)
             batches = given["out"]
             if "late" in given:
                 late.append(given["late"])

@@ -9,20 +9,50 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import apache_beam as beam
+from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult
 
 
-def run(build: Callable[[beam.Pipeline], None]) -> PipelineResult:
-    """Builds a pipeline, runs it to its end and gives its result, with the metrics.
+class DirectGraph:
+    """A graph that is built once and run as often as wanted."""
 
-    Raises:
-        Exception: whatever a step raised.
-    """
-    # Beam would read sys.argv, which holds Midstream's own arguments.
-    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
-    build(pipeline)
-    result = pipeline.run()
-    result.wait_until_finish()
-    return result
+    def __init__(self, build: Callable[[beam.Pipeline], None]) -> None:
+        """Builds the graph.
+
+        Args:
+            build: adds it to an empty pipeline.
+        """
+        self._runner = _Remembering()
+        # Beam would read sys.argv, which holds Midstream's own arguments.
+        self._pipeline = beam.Pipeline(runner=self._runner, options=PipelineOptions([]))
+        build(self._pipeline)
+
+    def run(self) -> PipelineResult:
+        """Runs it to its end and gives its result, with the metrics.
+
+        Raises:
+            Exception: whatever a step raised.
+        """
+        if self._runner.graph is None:
+            result = self._pipeline.run()
+        else:
+            # Building and translating a graph takes longer than running a small micro-batch.
+            copy = beam_runner_api_pb2.Pipeline()
+            copy.CopyFrom(self._runner.graph)
+            result = FnApiRunner.run_via_runner_api(self._runner, copy, self._runner.options)
+        result.wait_until_finish()
+        return result
+
+
+class _Remembering(FnApiRunner):
+    """The in-process runner, keeping the translated graph."""
+
+    graph: beam_runner_api_pb2.Pipeline | None = None
+    options: PipelineOptions | None = None
+
+    def run_via_runner_api(self, pipeline_proto: beam_runner_api_pb2.Pipeline, options: PipelineOptions) -> PipelineResult:
+        self.graph, self.options = beam_runner_api_pb2.Pipeline(), options
+        self.graph.CopyFrom(pipeline_proto)
+        return super().run_via_runner_api(pipeline_proto, options)

@@ -21,6 +21,7 @@ from transforms.batches import SEQUENCE
 
 ROW_GROUP_ROWS = 131_072
 Written = tuple[str, int, str]  # folder, first sequence number, hidden file name
+_NUMBER = ""  # in place of the folder: the second item is the number of the run
 
 
 class WriteParquet(beam.PTransform):
@@ -29,28 +30,29 @@ class WriteParquet(beam.PTransform):
     Input: a dict from folder to PCollection of RecordBatches. Output: the final file names, when all is in place.
     """
 
-    def __init__(self, run: int, columns: Mapping[str, list[str]] | None = None) -> None:
+    def __init__(self, runs: beam.PCollection, columns: Mapping[str, list[str]] | None = None) -> None:
         """Creates the sink.
 
         Args:
-            run: number of this run in its stream, part of the file names.
+            runs: the `BoundedRun`, whose number is part of the file names.
             columns: by folder the columns to write; all where a folder is not named.
         """
         super().__init__()
-        self._run, self._columns = run, columns or {}
+        self._runs, self._columns = runs, columns or {}
 
     def expand(self, streams: Mapping[str, beam.PCollection]) -> beam.PCollection:
         written = [
-            stream | f"write {folder.rsplit('/', 1)[-1]}" >> beam.ParDo(_WriteBundle(folder, self._columns.get(folder)))
+            stream | f"write {folder.rsplit('/', 1)[-1]}" >> beam.ParDo(_WriteBundle(folder, self._columns.get(folder))).with_output_types(Written)
             for folder, stream in streams.items()
         ]
         # One group for all folders: every step of this kind costs a micro-batch some milliseconds.
+        number = self._runs | "number" >> beam.Map(lambda run: (_NUMBER, run.number, "")).with_output_types(Written)
         return (
-            written
+            (*written, number)
             | beam.Flatten()
             | beam.Map(lambda name: (0, name)).with_output_types(tuple[int, Written])
             | beam.GroupByKey()
-            | "commit" >> beam.FlatMap(_commit, self._run)
+            | "commit" >> beam.FlatMap(_commit)
         )
 
 
@@ -101,11 +103,12 @@ def part_name(run: int, place: int) -> str:
     return f"part-{run:06d}-{place:05d}.parquet"
 
 
-def _commit(keyed: tuple[int, Iterable[Written]], run: int) -> list[str]:
+def _commit(keyed: tuple[int, Iterable[Written]]) -> list[str]:
     _, written = keyed
     by_folder: dict[str, list[tuple[int, str]]] = {}
     for folder, first, name in written:
         by_folder.setdefault(folder, []).append((first, name))
+    ((run, _),) = by_folder.pop(_NUMBER)
     final = []
     for folder, files in by_folder.items():
         for place, (_, name) in enumerate(sorted(files)):

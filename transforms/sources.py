@@ -15,11 +15,13 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from transforms.batches import MIN_WATERMARK_US, ROW, WATERMARK, event_time_us
+from transforms.bounded_run import ReadTask
 from transforms.decoding import Decoded
 from transforms.file_source import FileInfo, FileSource, Range, all_files, read_range
 from transforms.planning import FilePlanner, Plan, Position, planned_batches
 
 __all__ = [
+    "Decode",
     "FileInfo",
     "FilePlanner",
     "FileSource",
@@ -31,6 +33,7 @@ __all__ = [
     "all_files",
     "read_range",
     "read_ranges",
+    "read_tasks",
     "stamp_watermark",
 ]
 
@@ -96,29 +99,48 @@ class ReadFiles(beam.PTransform):
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> Read:
         """Creates the ranges and reads them."""
-        work = [self._ranges] if self._ordered else [[part] for part in self._ranges]
-        reader = _ReadRanges(self._source, self._start_max_event_time_us, self._ordered)
-        read = (
-            pbegin
-            | "Ranges" >> beam.Create(work, reshuffle=len(work) > 1)
-            | "Decode" >> beam.ParDo(reader).with_outputs("dead_letters", main="batches")
-        )
+        work = read_tasks(self._ranges, self._start_max_event_time_us, self._ordered)
+        return pbegin | "Ranges" >> beam.Create(work, reshuffle=len(work) > 1) | Decode(self._source, self._ordered)
+
+
+def read_tasks(ranges: Sequence[Range], start_max_event_time_us: int, ordered: bool) -> list[ReadTask]:
+    """The ranges as work: in one piece if they are wanted in order, else each by itself."""
+    pieces = [tuple(ranges)] if ordered else [(part,) for part in ranges]
+    return [ReadTask(piece, start_max_event_time_us) for piece in pieces]
+
+
+class Decode(beam.PTransform):
+    """Reads `ReadTask`s; counts as `ReadFiles` does.
+
+    Args:
+        source: the stream that they are parts of.
+        ordered: whether every row is stamped with `watermark_us`.
+        count: name of the counter of records.
+    """
+
+    def __init__(self, source: FileSource, ordered: bool, count: str = "records") -> None:
+        super().__init__()
+        self._source, self._ordered, self._count = source, ordered, count
+
+    def expand(self, tasks: beam.PCollection) -> Read:
+        """Reads them."""
+        reader = _ReadRanges(self._source, self._ordered, self._count)
+        read = tasks | "Decode" >> beam.ParDo(reader).with_outputs("dead_letters", main="batches")
         for collection in (read.batches, read.dead_letters):
             collection.element_type = pa.RecordBatch
         return Read(read.batches, read.dead_letters)
 
 
 class _ReadRanges(beam.DoFn):
-    def __init__(self, source: FileSource, start_max_event_time_us: int, ordered: bool) -> None:
+    def __init__(self, source: FileSource, ordered: bool, count: str) -> None:
         self._source = source
-        self._start_max_event_time_us = start_max_event_time_us
         self._ordered = ordered
-        self._records = Metrics.counter("midstream", "records")
+        self._records = Metrics.counter("midstream", count)
         self._dead_letters = Metrics.counter("midstream", "dead_letters")
         self._unreadable_files = Metrics.counter("midstream", "unreadable_files")
 
-    def process(self, ranges: list[Range]) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-        for piece in read_ranges(self._source, ranges, self._start_max_event_time_us, self._ordered):
+    def process(self, task: ReadTask) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        for piece in read_ranges(self._source, task.ranges, task.start_max_event_time_us, self._ordered):
             unreadable = piece.dead.column(ROW).null_count
             self._records.inc(piece.rows)
             self._dead_letters.inc(piece.dead.num_rows - unreadable)

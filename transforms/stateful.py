@@ -8,7 +8,6 @@ alone: a micro-batch that is done again writes the same file again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import apache_beam as beam
 import numpy as np
@@ -18,69 +17,51 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import TaggedOutput
 
 from models.storage import write_bytes_atomically
-from transforms.batches import MAX_WATERMARK_US, SEQUENCE
+from transforms.batches import SEQUENCE
+from transforms.bounded_run import BoundedRun
 from transforms.operators import Operator, State
 
 Tagged = tuple[str, pa.RecordBatch]
-_TICK = pa.record_batch({SEQUENCE: pa.array([], pa.int64())})
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """Where a bounded run stands in its stream.
-
-    Attributes:
-        watermark_us: of the stream once this run's input is read.
-        state_in: folder with the states that the run before left; None at the start of the stream.
-        state_out: folder for the states that this run leaves; None if none will follow.
-    """
-
-    watermark_us: int = MAX_WATERMARK_US
-    state_in: str | None = None
-    state_out: str | None = None
+_RUN_SCHEMA = pa.schema([("watermark_us", pa.int64()), ("state_in", pa.string()), ("state_out", pa.string())])
+_RUN = ""  # the tag of the batch of one row that tells a shard where the run stands
 
 
 class Advance(beam.PTransform):
     """Feeds an operator; gives a dict of PCollections of RecordBatches, one per output tag of the operator."""
 
     def __init__(
-        self, operator: Operator, name: str, boundary: Boundary, *, shard_by: tuple[str, ...] = (), shards: int = 1
+        self, operator: Operator, name: str, runs: beam.PCollection, *, shard_by: tuple[str, ...] = (), shards: int = 1
     ) -> None:
         """Creates the transform.
 
         Args:
             operator: what to run; a picklable value.
             name: of its state in the checkpoint; differs from that of every other operator of the pipeline.
-            boundary: where this run stands in the stream.
+            runs: the `BoundedRun`, as `ReadRun` gives it.
             shard_by: rows that agree in these columns go to the same shard; they must exist in every input.
             shards: how many shards run side by side.
         """
         super().__init__(label=name)
         if shards < 1 or (shards > 1 and not shard_by):
             raise ValueError(f"{name}: {shards} shards want columns to shard by, got {shard_by}")
-        self._operator, self._name, self._boundary = operator, name, boundary
+        self._operator, self._name, self._runs = operator, name, runs
         self._shard_by, self._shards = shard_by, shards
 
     def expand(self, pcolls: Mapping[str, beam.PCollection]) -> dict[str, beam.PCollection]:
-        pipeline = next(iter(pcolls.values())).pipeline
         hint = tuple[int, Tagged]
         keyed = [
             pcoll | f"shard {tag}" >> beam.ParDo(_Shard(tag, self._shard_by, self._shards)).with_output_types(hint)
             for tag, pcoll in pcolls.items()
         ]
         # A shard without a new row has to run too: the watermark may have completed what it holds.
-        ticks = (
-            pipeline
-            | "shards" >> beam.Create(range(self._shards), reshuffle=False)
-            | "tick" >> beam.Map(lambda shard: (shard, ("", _TICK))).with_output_types(hint)
-        )
+        ticks = self._runs | "tick" >> beam.FlatMap(_ticks, self._shards).with_output_types(hint)
         main, *others = self._operator.outputs
         given = (
             (*keyed, ticks)
             | "gather" >> beam.Flatten()
             | "by shard" >> beam.GroupByKey()
             | "advance"
-            >> beam.ParDo(_AdvanceShard(self._operator, self._name, self._boundary))
+            >> beam.ParDo(_AdvanceShard(self._operator, self._name))
             .with_output_types(pa.RecordBatch)
             .with_outputs(*others, main=main)
         )
@@ -103,27 +84,33 @@ class _Shard(beam.DoFn):
 
 
 class _AdvanceShard(beam.DoFn):
-    def __init__(self, operator: Operator, name: str, boundary: Boundary) -> None:
-        self._operator, self._name, self._boundary = operator, name, boundary
+    def __init__(self, operator: Operator, name: str) -> None:
+        self._operator, self._name = operator, name
 
     def process(self, keyed: tuple[int, Iterable[Tagged]]) -> Iterator[pa.RecordBatch | TaggedOutput]:
         shard, tagged = keyed
         batches: dict[str, list[pa.RecordBatch]] = {}
         for tag, batch in tagged:
-            if tag:
-                batches.setdefault(tag, []).append(batch)
+            batches.setdefault(tag, []).append(batch)
+        (run,) = (row for batch in batches.pop(_RUN) for row in batch.to_pylist())
         inputs = {tag: _in_order(pa.Table.from_batches(rows)) for tag, rows in batches.items()}
         file = f"{self._name.replace(' ', '-')}-{shard:05d}.arrow"
-        boundary = self._boundary
-        state = read_state(f"{boundary.state_in}/{file}") if boundary.state_in else {}
-        state, tables = self._operator.advance(state, inputs, boundary.watermark_us)
-        if boundary.state_out:
-            write_state(f"{boundary.state_out}/{file}", state)
+        state = read_state(f"{run['state_in']}/{file}") if run["state_in"] else {}
+        state, tables = self._operator.advance(state, inputs, run["watermark_us"])
+        if run["state_out"]:
+            write_state(f"{run['state_out']}/{file}", state)
         main = self._operator.outputs[0]
         for tag, table in tables.items():
             for batch in table.combine_chunks().to_batches():
                 if batch.num_rows:
                     yield batch if tag == main else TaggedOutput(tag, batch)
+
+
+def _ticks(run: BoundedRun, shards: int) -> Iterator[tuple[int, Tagged]]:
+    stands = {"watermark_us": run.watermark_us, "state_in": run.state_in, "state_out": run.state_out}
+    batch = pa.RecordBatch.from_pylist([stands], _RUN_SCHEMA)
+    for shard in range(shards):
+        yield shard, (_RUN, batch)
 
 
 def _in_order(table: pa.Table) -> pa.Table:

@@ -21,7 +21,7 @@ from models.learning import LearningModel
 from models.opened import shared_log, shared_registry
 from models.registry import Manifest, Training
 from models.serving import ModelError
-from transforms.batches import SEQUENCE
+from transforms.batches import MIN_WATERMARK_US, SEQUENCE
 from transforms.dead_letters import dead_letters
 from transforms.label_join import LABEL_TIME
 from transforms.operators import State, Tables
@@ -63,15 +63,17 @@ class Train:
 
     def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
         tables = [table for table in (state.get("pending"), inputs.get("in")) if table is not None and table.num_rows]
-        version, seen = self.first_version, 0
+        version, seen, served_us = self.first_version, 0, MIN_WATERMARK_US
         if "position" in state:
-            version, seen = (state["position"].column(name)[0].as_py() for name in ("version", "rows"))
+            version, seen, served_us = (state["position"].column(name)[0].as_py() for name in ("version", "rows", "watermark_us"))
         activations: list[tuple[int, int, int]] = []
         refused: list[pa.RecordBatch] = []
         pending = pa.concat_tables(tables) if tables else None
         if pending is not None:
             ends = (pending.column(LABEL_TIME).cast(pa.int64()).to_numpy() // self.every_us + 1) * self.every_us
             for end in np.unique(ends[ends <= watermark_us]).tolist():
+                # Rows up to the last watermark are predicted: a version from before it would rewrite what was said.
+                assert end > served_us, f"labels of the window up to {end} us came after the watermark {served_us} us"
                 window = _one_batch(pending.filter(pa.array(ends == end)).sort_by([(LABEL_TIME, "ascending"), (SEQUENCE, "ascending")]))
                 try:
                     version = self._learn(version, window, end).version
@@ -82,7 +84,7 @@ class Train:
                 if seen >= self.warm_up_rows:
                     activations.append((version, end, window.num_rows))
             pending = pending.filter(pa.array(ends > watermark_us))
-        position = pa.table({"version": pa.array([version], pa.int64()), "rows": pa.array([seen], pa.int64())})
+        position = pa.table({"version": [version], "rows": [seen], "watermark_us": [watermark_us]})
         new_state = {"position": position} | ({"pending": pending} if pending is not None else {})
         columns = list(zip(*activations, strict=True)) or [[], [], []]
         given = {"activations": pa.table([pa.array(column, pa.int64()) for column in columns], schema=ACTIVATIONS)}
@@ -110,28 +112,26 @@ class Train:
 class ActivateVersions(beam.PTransform):
     """Batches of `ACTIVATIONS` to `Activation`s, each appended to the activation log first."""
 
-    def __init__(self, registry: str, model: str, by: str, not_before_us: int | None = None, *, strict: bool = True) -> None:
+    def __init__(self, registry: str, model: str, by: str, *, strict: bool = True) -> None:
         """Creates the transform.
 
         Args:
             registry: root folder of the registry.
             model: name of the model.
             by: name of the job; in a closed loop the one that sealed the log for this run.
-            not_before_us: event times below this were served already.
             strict: a version goes live at the end of the window it was learnt from, or the run fails. Otherwise, if that is in
                 the sealed past of a job that serves, it goes live at the next boundary that is open.
         """
         super().__init__()
-        self._activate = _Activate(registry, model, by, not_before_us, strict)
+        self._activate = _Activate(registry, model, by, strict)
 
     def expand(self, activations: beam.PCollection) -> beam.PCollection:
         return activations | beam.ParDo(self._activate).with_output_types(Activation)
 
 
 class _Activate(beam.DoFn):
-    def __init__(self, registry: str, model: str, by: str, not_before_us: int | None, strict: bool) -> None:
-        self._registry, self._model, self._by, self._not_before_us = registry, model, by, not_before_us
-        self._strict = strict
+    def __init__(self, registry: str, model: str, by: str, strict: bool) -> None:
+        self._registry, self._model, self._by, self._strict = registry, model, by, strict
         self._activated = Metrics.counter("midstream", "activations")
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Activation]:
@@ -141,11 +141,6 @@ class _Activate(beam.DoFn):
             reason = f"learnt from {row['rows']} labelled rows"
             self._activated.inc()
             version, effective_from_us = row["version"], row["effective_from_us"]
-            if self._strict and self._not_before_us is not None and effective_from_us < self._not_before_us:
-                raise ActivationInPast(
-                    f"version {version} was learnt too late: it is to go live from {effective_from_us} us on, and all up to "
-                    f"{self._not_before_us} us was predicted already"
-                )
             try:
                 yield log.activate(version, effective_from_us, by=self._by, reason=reason)
             except ActivationInPast:
