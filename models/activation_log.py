@@ -55,7 +55,8 @@ class _View(NamedTuple):
         for entry in entries:
             if isinstance(entry, Seal) and (entry.by not in seals or seals[entry.by].until_us < entry.until_us):
                 seals[entry.by] = entry
-        timeline = self.timeline.merge(Timeline.of(entry for entry in entries if isinstance(entry, Activation)))
+        activations = [entry for entry in entries if isinstance(entry, Activation)]
+        timeline = self.timeline.merge(Timeline.of(activations)) if activations else self.timeline
         return _View(self.entries + tuple(entries), seals, timeline)
 
     def furthest_seal(self, unless_by: str | None = None) -> Seal | None:
@@ -182,7 +183,13 @@ class ActivationLog:
 
         def draft(view: _View) -> Activation:
             boundary = self._boundary(view, effective_from_us)
-            lived = live_stack(entry for entry in view.activations() if entry.effective_from_us <= boundary)
+            # One that another replaced at the same boundary was never live, once that boundary is served.
+            governing, earliest = set(view.timeline.sequence.tolist()), self._earliest(view)
+            lived = live_stack(
+                entry
+                for entry in view.activations()
+                if entry.effective_from_us <= boundary and (entry.sequence in governing or entry.effective_from_us >= earliest)
+            )
             live = view.live_at(boundary)
             if to is None and len(lived) < 2:
                 raise NothingToRollBack(self._no_way_back(view, boundary, live))
@@ -253,8 +260,7 @@ class ActivationLog:
 
     def _refreshed(self) -> _View:
         view = self._view
-        numbers = [int(match[1]) for name in storage.names(self._folder) if (match := _ENTRY.fullmatch(name))]
-        end = max(numbers, default=0)
+        end = self._end(len(view.entries))
         if end < len(view.entries):
             raise LogCorrupt(f"{self._file(end + 1)} was there and is gone; entries are never removed. Restore it from a copy.")
         if end > len(view.entries):
@@ -263,6 +269,18 @@ class ActivationLog:
             view = view.extended([self._read(sequence) for sequence in range(len(view.entries) + 1, end + 1)])
             self._view = view
         return view
+
+    def _end(self, read: int) -> int:
+        """The number of the last entry that is there, given how many were read."""
+        if read and storage.is_local(self._folder):
+            # Without gaps, asking for the next names is enough, and quicker than listing all. The one after the next is asked for
+            # first: once that is there, the next one was before it. So a missing entry is noticed, and no racing writer makes one.
+            end = read if storage.exists(self._file(read)) else read - 1
+            while end >= read and any(storage.exists(self._file(end + ahead)) for ahead in (2, 1)):
+                end += 1
+            return end
+        numbers = (int(match[1]) for name in storage.names(self._folder) if (match := _ENTRY.fullmatch(name)))
+        return max(numbers, default=0)
 
     def _read(self, sequence: int) -> Entry:
         file = self._file(sequence)

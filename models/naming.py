@@ -1,7 +1,7 @@
 """Column names as TensorFlow takes them.
 
-A SavedModel's inputs are named like arguments of a Python function. A column `unit price` or `class` cannot be one; it feeds the input
-`unit_price` or `class_`.
+A SavedModel's inputs are named like arguments of a Python function, and begin with a letter. A column `unit price`, `class` or
+`1st` cannot be one; it feeds the input `unit_price`, `class_` or `column_1st`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,36 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 _FOREIGN = re.compile(r"[^A-Za-z0-9_]")
+# `self` would clash with TensorFlow's own first argument.
+_TAKEN = frozenset([*keyword.kwlist, "self"])
 
 
+@lru_cache(maxsize=10_000)
 def input_name(column: str) -> str:
     """The name of the model input that a column feeds: the column's own, where it can be one."""
     name = _FOREIGN.sub("_", column)
-    if not name or name[0].isdigit():
-        name = f"_{name}"
-    return f"{name}_" if keyword.iskeyword(name) else name
+    if not name[:1].isalpha():
+        name = f"column_{name}"
+    return f"{name}_" if name in _TAKEN else name
+
+
+def input_names(columns: Iterable[str]) -> list[str]:
+    """The names of the model inputs that these columns feed.
+
+    Raises:
+        ValueError: two would have the same name; TensorFlow tells them apart neither by case nor by signs.
+    """
+    columns = list(columns)
+    names = [input_name(column) for column in columns]
+    if len({name.lower() for name in names}) < len(columns):
+        raise ValueError(
+            "the names of features and label must differ in letters, whatever their case, digits and underscores; "
+            f"got {', '.join(columns)}. Rename some in a `map` step"
+        )
+    return names
 
 
 def column_for(name: str, columns: Iterable[str]) -> str:
@@ -27,12 +47,16 @@ def column_for(name: str, columns: Iterable[str]) -> str:
     Raises:
         ValueError: none does, or more than one.
     """
-    columns = list(columns)
-    if name in columns:
-        return name
-    found = [column for column in columns if input_name(column) == name]
+    return _column_for(name, tuple(columns))
+
+
+@lru_cache(maxsize=10_000)  # the same columns come with every batch
+def _column_for(name: str, columns: tuple[str, ...]) -> str:
+    found = [column for column in columns if name in (column, input_name(column))]
     if len(found) > 1:
-        raise ValueError(f"the model's input {name!r} could be fed by the columns {', '.join(found)}; rename all but one in a `map` step")
+        raise ValueError(
+            f"the model's input {name!r} could be fed by the columns {', '.join(found)}; rename all but one in a `map` step"
+        )
     if not found:
         raise ValueError(f"the model wants a column {name!r}; the records have {', '.join(columns)}")
     return found[0]

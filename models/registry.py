@@ -24,15 +24,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from models import storage
 from models.digest import (
+    BOOKKEEPING,
     SAVED_MODEL,
     Digests,
     checkpoint_reader,
     read_saved_model,
     variables_digest,
-    variables_layout,
     version_digest,
 )
 from models.signature import Signature
@@ -43,7 +44,9 @@ STALE_S = 24 * 3600  # a folder being written for longer than a day belongs to a
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _INCOMING = ".incoming-"
-_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+OBJECT_GRAPH = BOOKKEEPING[0]  # a checkpoint's entry that says which of its keys belongs to which object
+
+_Layout: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class RegistryError(ValueError):
@@ -109,7 +112,10 @@ class Manifest:
         """As a JSON object."""
         training = self.training and asdict(self.training)
         value = vars(self) | {"digests": self.digests._asdict(), "signature": self.signature.to_json(), "training": training}
-        return json.dumps(value | {"metrics": dict(self.metrics)}, indent=1, allow_nan=False) + "\n"
+        value["metrics"] = dict(self.metrics)
+        # A line a field: `indent` would take json's slow path, and wide signatures hundreds of lines.
+        lines = (f' "{name}": {json.dumps(field, allow_nan=False)}' for name, field in value.items())
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -137,6 +143,7 @@ class Registry:
         """Takes a folder, which need not exist yet: a local path or a URL that Beam's FileSystems know."""
         self.root = root.rstrip("/") or "/"
         self._manifests: dict[tuple[str, int], Manifest] = {}
+        self._layouts: dict[str, _Layout] = {}  # by the digest of the graph
 
     def models(self) -> list[str]:
         """The models that have a version, in alphabetical order."""
@@ -248,7 +255,10 @@ class Registry:
             variables = Path(incoming, "variables")
             variables.mkdir()
             write_variables(str(variables))
-            _check_layout(theirs, incoming)
+            graph = origin.digests.graph
+            if graph not in self._layouts:
+                self._layouts[graph] = _layout(theirs)
+            _check_layout(self._layouts[graph], _layout(incoming))
             for file in variables.iterdir():
                 storage.sync_file(str(file))
             digests = Digests.of_parts(origin.digests.graph, variables_digest(incoming))
@@ -375,9 +385,24 @@ def _local_copy(path: str) -> Iterator[str]:
         yield local
 
 
-def _check_layout(parent: str, child: str) -> None:
+def _layout(path: str) -> _Layout:
+    """Dtype and shape of all that a checkpoint holds, the object graph included, by key; from the index alone."""
+    reader = checkpoint_reader(path)
+    if reader is None:
+        return {}
+    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    return {key: (dtypes[key].name, tuple(shapes[key])) for key in shapes}
+
+
+def _check_layout(expected: _Layout, came: _Layout) -> None:
     """Raises RegistryError where a checkpoint does not fit the parent's graph."""
-    expected, came = variables_layout(parent), variables_layout(child)
+    if expected == came:
+        return
+    if OBJECT_GRAPH in expected and came and OBJECT_GRAPH not in came:
+        raise RegistryError(
+            f"the variables written lack {OBJECT_GRAPH}, without which TensorFlow does not load them: copy the parent's"
+        )
+    expected, came = ({key: layout for key, layout in side.items() if key not in BOOKKEEPING} for side in (expected, came))
     if missing := expected.keys() - came.keys():
         raise RegistryError(
             f"the variables written lack {', '.join(sorted(missing)[:4])}; expected all {len(expected)} of the parent"
@@ -389,8 +414,3 @@ def _check_layout(parent: str, child: str) -> None:
     for key, layout in expected.items():
         if came[key] != layout:
             raise RegistryError(f"variable {key!r} was written as {came[key]}; the parent's graph expects {layout}")
-    theirs, ours = checkpoint_reader(parent), checkpoint_reader(child)
-    if theirs is not None and theirs.has_tensor(_OBJECT_GRAPH) and not ours.has_tensor(_OBJECT_GRAPH):
-        raise RegistryError(
-            f"the variables written lack {_OBJECT_GRAPH}, without which TensorFlow does not load them: copy the parent's"
-        )

@@ -1,35 +1,40 @@
 """Predicting with a version: one loaded graph, any number of versions of its variables, the same bits in every batch.
 
-TensorFlow is asked for a whole RecordBatch at a time. Rows are padded to blocks of `block_rows` and the blocks are walked inside
-the graph: a row's result then depends neither on the rows beside it nor on how many they are (TensorFlow picks its kernels by shape, and
-kernels differ in the last bit), nothing is ever traced twice, and Python is left once a batch instead of once a block.
+TensorFlow is asked for a whole RecordBatch at a time. Rows are padded to blocks of `block_rows` and the blocks are walked
+inside the graph: a row's result then depends neither on the rows beside it nor on how many they are (TensorFlow picks its
+kernels by shape, and kernels differ in the last bit), nothing is ever traced twice, and Python is left once a batch instead of
+once a block.
 
-Versions that share a graph share the loaded module. Each has variables of its own, and predicting with it means handing *its* variables to the
-function in place of those it was loaded with. So a swap is a reference, several versions predict side by side, and none needs a lock.
+Versions that share a graph share the loaded module. Each has variables of its own, and predicting with it means handing *its*
+variables to the function in place of those it was loaded with. So a swap is a reference, several versions predict side by
+side, and none needs a lock.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.types as kinds
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
+from tensorflow.python.eager.context import anonymous_name
 
-from models.digest import variables_digest
+from models.digest import BOOKKEEPING, variables_digest
 from models.naming import column_for
 from models.opened import shared_registry
-from models.registry import Manifest, Registry
+from models.registry import OBJECT_GRAPH, Manifest, Registry
 from models.signature import Signature
 
 SERVING_SIGNATURE = "serving_default"
 DEFAULT_BLOCK_ROWS = 1024
 DEFAULT_MAX_VERSIONS = 8
-_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 class ModelError(Exception):
@@ -41,21 +46,46 @@ def variables_prefix(path: str) -> str:
     return f"{path}/variables/variables"
 
 
-def checkpointed_variables(root: Any, path: str) -> dict[str, Any]:
-    """The variables of a loaded SavedModel by their key in its checkpoint.
+def checkpointed_variables(root: Any, path: str) -> tuple[dict[str, Any], set[str]]:
+    """What of a loaded SavedModel came from its checkpoint.
 
     Args:
         root: what `tf.saved_model.load(path)` gave.
         path: the SavedModel's folder.
+
+    Returns:
+        The variables by checkpoint key, and the keys of all else but bookkeeping, as the contents of a mutable lookup table.
     """
     prefix = variables_prefix(path)
+    if not tf.io.gfile.exists(prefix + ".index"):
+        return {}, set()  # a model without variables
     reader = tf.train.load_checkpoint(prefix)
-    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_OBJECT_GRAPH))
-    return {
+    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(OBJECT_GRAPH))
+    variables = {
         graph.nodes[node].attributes[0].checkpoint_key: trackable
         for node, trackable in tf.train.CheckpointView(prefix).match(root).items()
-        if hasattr(trackable, "handle") and graph.nodes[node].attributes
+        if isinstance(trackable, tf.Variable) and graph.nodes[node].attributes
     }
+    return variables, reader.get_variable_to_shape_map().keys() - variables.keys() - set(BOOKKEEPING)
+
+
+class VersionVariables:
+    """The variables of one version: bare resources, at a third of the cost of a `tf.Variable`, freed with this object."""
+
+    def __init__(self, values: list[np.ndarray]) -> None:
+        self.handles: list[tf.Tensor] = []
+        # The handles are tensors that own nothing; what they name is freed here.
+        weakref.finalize(self, _destroy, self.handles).atexit = False
+        for value in values:
+            tensor = tf.constant(value)
+            handle = tf.raw_ops.VarHandleOp(dtype=tensor.dtype, shape=tensor.shape, shared_name=anonymous_name())
+            self.handles.append(handle)
+            tf.raw_ops.AssignVariableOp(resource=handle, value=tensor)
+
+
+def _destroy(handles: list[tf.Tensor]) -> None:
+    for handle in handles:
+        tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
 
 
 class LoadedGraph:
@@ -69,22 +99,28 @@ class LoadedGraph:
             raise ModelError(f"{path} does not load as a SavedModel with signature {SERVING_SIGNATURE!r}: {error}") from error
         self.block_rows = block_rows
         self.input_names: list[str] = list(self._function._arg_keywords)
-        keys = {id(variable.handle): key for key, variable in checkpointed_variables(self._root, path).items()}
-        # A capture is a variable, which every version has its own of, or a resource that comes with the graph, as a lookup table.
+        variables, others = checkpointed_variables(self._root, path)
+        # What else the checkpoint holds, as a mutable lookup table, stays as it was loaded: then this serves one version only.
+        self.shareable = not others
+        keys = {id(variable.handle): key for key, variable in variables.items()}
+        # A capture is a variable, of which every version has its own, or comes with the graph, as a constant lookup table.
         self._captures = [(keys.get(id(capture)), capture) for capture in self._function.captured_inputs]
         self._blocks = tf.function(self._run_blocks, autograph=False)
 
-    def variables(self, path: str) -> list[tf.Variable]:
+    def variables(self, path: str) -> VersionVariables:
         """The variables that this graph reads, with the values of the version in this folder."""
+        keys = [key for key, _ in self._captures if key is not None]
+        if not keys:
+            return VersionVariables([])
         reader = tf.train.load_checkpoint(variables_prefix(path))
-        return [tf.Variable(reader.get_tensor(key), trainable=False) for key, _ in self._captures if key is not None]
+        return VersionVariables([reader.get_tensor(key) for key in keys])
 
-    def predict(self, columns: list[np.ndarray], rows: int, variables: list[tf.Variable]) -> dict[str, np.ndarray]:
+    def predict(self, columns: list[np.ndarray], rows: int, variables: VersionVariables) -> dict[str, np.ndarray]:
         """Calls the graph.
 
         Args:
             columns: one array per name in `input_names`, each of shape (rows, ...) and of the signature's dtype.
-            rows: number of rows, at least 1.
+            rows: number of rows.
             variables: what `variables` gave for the version.
 
         Returns:
@@ -98,10 +134,10 @@ class LoadedGraph:
                 # Padded with the last row: a value that the model takes, where a zero might not be one.
                 column = np.concatenate([column, np.repeat(column[-1:], padding, axis=0)])
             tensors.append(tf.constant(column.reshape(blocks, self.block_rows, *column.shape[1:])))
-        own = iter(variables)
-        captures = [capture if key is None else next(own).handle for key, capture in self._captures]
+        own = iter(variables.handles)
+        captures = [capture if key is None else next(own) for key, capture in self._captures]
         given = self._blocks(tensors, captures)
-        return {name: np.concatenate(value.numpy(), axis=0)[:rows] for name, value in given.items()}
+        return {name: value.numpy().reshape(-1, *value.shape[2:])[:rows] for name, value in given.items()}
 
     def _run_blocks(self, tensors: list[tf.Tensor], captures: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = self._function.structured_outputs
@@ -121,8 +157,8 @@ class ServedModel:
         found = variables_digest(path)
         if found != manifest.digests.variables:
             raise ModelError(
-                f"version {manifest.version} of {manifest.model} is not what was published: its variables have digest {found[:12]}, "
-                f"the manifest says {manifest.digests.variables[:12]}. Publish it again and activate the new version."
+                f"version {manifest.version} of {manifest.model} is not what was published: its variables have digest "
+                f"{found[:12]}, the manifest says {manifest.digests.variables[:12]}. Publish it again and activate the new version."
             )
         self._variables = graph.variables(path)
 
@@ -142,44 +178,65 @@ class ServedModel:
         try:
             columns = [to_numpy(batch, name, inputs[name].dtype, inputs[name].shape) for name in self._graph.input_names]
             given = self._graph.predict(columns, batch.num_rows, self._variables)
+            return {name: to_arrow(given[name]) for name in self.manifest.signature.outputs}
         except (ValueError, tf.errors.OpError) as error:
             raise ModelError(f"version {self.manifest.version} of {self.manifest.model} refused a batch: {error}") from error
-        return {name: to_arrow(given[name]) for name in self.manifest.signature.outputs}
 
 
 def to_numpy(batch: pa.RecordBatch, name: str, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """The column for a signature's input, as the array it wants: (rows,) or (rows, k).
+    """The column for a signature's input, as the array it wants: (rows, *shape). A null becomes NaN where the type has one.
 
     Raises:
-        ValueError: no column feeds it, nulls where the type has no NaN, or a type that cannot be cast.
+        ValueError: no column feeds it, nulls where the type has no NaN, or a type that cannot be cast without changing values.
     """
     name = column_for(name, batch.schema.names)
     column = batch.column(name)
-    width = None
-    if pa.types.is_fixed_size_list(column.type):
-        width = column.type.list_size
-        column = column.flatten()
-    if shape != (() if width is None else (width,)) and not (width is None and shape == (1,)):
-        raise ValueError(f"column {name!r}: the model wants shape {list(shape)} a row, the column is {batch.schema.field(name).type}")
+    kind, sizes, missing = column.type, [], np.zeros(0, bool)
+    if kinds.is_fixed_size_list(kind) and column.null_count:
+        missing = column.is_null().to_numpy(zero_copy_only=False)
+    while kinds.is_fixed_size_list(kind):
+        # Not `flatten`: that leaves out the rows that are null.
+        column = column.values.slice(column.offset * kind.list_size, len(column) * kind.list_size)
+        sizes.append(kind.list_size)
+        kind = kind.value_type
+    fits = len(sizes) == len(shape) and all(want in (None, size) for want, size in zip(shape, sizes, strict=True))
+    if not fits and (sizes or shape != (1,)):
+        raise ValueError(
+            f"column {name!r}: the model wants shape {list(shape)} a row, the column is {batch.schema.field(name).type}"
+        )
+    if not dtype.startswith("float") and (nulls := int(missing.sum()) or column.null_count):
+        raise ValueError(f"column {name!r} has {nulls} nulls, and {dtype} has no NaN to stand for them")
+    array = _cast(name, column, dtype).reshape(batch.num_rows, *(sizes or shape))
+    return array if not missing.any() else np.where(missing.reshape(-1, *[1] * len(sizes)), np.nan, array).astype(dtype)
+
+
+def _cast(name: str, column: pa.Array, dtype: str) -> np.ndarray:
+    """The values of a column as another type. Refuses what would change them: cut decimals, overflow, text as numbers."""
+    kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
+    text = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_binary(kind) or kinds.is_large_binary(kind)
+    number = kinds.is_integer(kind) or kinds.is_boolean(kind)
+    if dtype.startswith("float"):
+        number = number or kinds.is_floating(kind) or kinds.is_decimal(kind)
+    if kinds.is_null(kind) or not (text if dtype == "string" else number):
+        raise ValueError(f"column {name!r} is {column.type}, the model wants {dtype}: cast it in a `map` step")
     if dtype == "string":
-        if column.null_count:
-            raise ValueError(f"column {name!r} has {column.null_count} nulls; text given to a model must have none")
-        array = np.asarray(column.cast(pa.string()).to_numpy(zero_copy_only=False), dtype=object)
-    else:
-        if column.null_count and not dtype.startswith("float"):
-            raise ValueError(f"column {name!r} has {column.null_count} nulls, and {dtype} has no NaN to stand for them")
-        if pa.types.is_floating(column.type) and not dtype.startswith("float"):
-            raise ValueError(f"column {name!r} is {column.type}, the model wants {dtype}: cast it in a `map` step")
-        # A null becomes NaN. Doubles are rounded to single precision where the model wants that.
-        array = column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
-    return array if not shape else array.reshape(batch.num_rows, *shape)
+        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
+    if dtype.startswith("float"):
+        # Doubles are rounded to single precision where the model wants that.
+        column = column if kinds.is_floating(column.type) else column.cast(pa.float64())
+        return column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    try:
+        return column.cast(pa.from_numpy_dtype(np.dtype(dtype))).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"column {name!r} is {column.type}, the model wants {dtype}: {error}") from error
 
 
 def to_arrow(array: np.ndarray) -> pa.Array:
     """An output as an Arrow column: (rows,) and (rows, 1) as plain values, (rows, k) as fixed-size lists."""
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    values = pa.array(array.reshape(-1)) if array.dtype != object else pa.array(array.reshape(-1), pa.binary()).cast(pa.string())
+    text = array.dtype == object
+    values = pa.array(array.reshape(-1), pa.binary()).cast(pa.string()) if text else pa.array(array.reshape(-1))
     for size in reversed(array.shape[1:]):
         values = pa.FixedSizeListArray.from_arrays(values, size)
     return values
@@ -191,7 +248,7 @@ def output_schema(signature: Signature) -> pa.Schema:
     for name, field in signature.outputs.items():
         shape = () if field.shape == (1,) else field.shape
         if None in shape:
-            raise ModelError(f"output {name!r} has the shape {list(shape)} a row; Midstream wants sizes that are known beforehand")
+            raise ModelError(f"output {name!r} has the shape {list(shape)} a row; expected sizes that are known beforehand")
         kind = pa.string() if field.dtype == "string" else pa.from_numpy_dtype(np.dtype(field.dtype))
         for size in reversed(shape):
             kind = pa.list_(kind, size)
@@ -207,27 +264,25 @@ class _OncePerKey(Generic[Value]):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._making: dict[Hashable, threading.Lock] = {}
+        self._values: OrderedDict[Hashable, Future[Value]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-            making = self._making.setdefault(key, threading.Lock())
-        with making:  # one thread makes it, the others wait here and then find it
-            with self._lock:
-                if key in self._values:
-                    return self._values[key]
-            value = make()
-            with self._lock:
-                self._values[key] = value
-                self._making.pop(key, None)
-                while len(self._values) > self._limit:
-                    self._values.popitem(last=False)
-            return value
+            found = self._values.get(key)
+            value = self._values.setdefault(key, Future())
+            self._values.move_to_end(key)
+            while len(self._values) > self._limit:
+                self._values.popitem(last=False)
+        if found is None:  # this thread makes it, the others wait for it
+            try:
+                value.set_result(make())
+            except BaseException as error:
+                with self._lock:
+                    if self._values.get(key) is value:
+                        del self._values[key]  # whoever asks later tries again
+                value.set_exception(error)
+        return value.result()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -259,7 +314,10 @@ class ModelCache:
         try:
             manifest = self._registry.manifest(model, version)
             path = self._registry.path(model, version)
-            graph = self._graphs.get(manifest.digests.graph, lambda: LoadedGraph(path, self._block_rows))
+            digests = manifest.digests
+            graph = self._graphs.get(digests.graph, lambda: LoadedGraph(path, self._block_rows))
+            if not graph.shareable:
+                graph = self._graphs.get(digests.version, lambda: LoadedGraph(path, self._block_rows))
             return ServedModel(graph, manifest, path)
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             raise ModelError(f"version {version} of {model} cannot be loaded: {error}") from error
@@ -272,7 +330,7 @@ _caches_lock = threading.Lock()
 def shared_cache(
     registry_root: str, *, block_rows: int = DEFAULT_BLOCK_ROWS, max_versions: int = DEFAULT_MAX_VERSIONS
 ) -> ModelCache:
-    """The process's cache for a registry: kept from one micro-batch to the next when the worker lives in the driver's process."""
+    """The process's cache for a registry: kept from one micro-batch to the next where the worker is the driver's process."""
     key = (registry_root, block_rows, max_versions)
     with _caches_lock:
         if key not in _caches:

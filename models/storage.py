@@ -206,15 +206,26 @@ def files(path: str) -> list[str]:
     if not is_local(path):
         prefix = path.rstrip("/") + "/"
         return sorted(file[len(prefix) :] for file in _files(path))
-    root, found = Path(path).resolve(), []
-    for folder, folders, children in os.walk(root):
-        for child in (Path(folder, name) for name in folders + children):
-            if child.is_symlink() and not ((target := child.resolve()).is_relative_to(root) and target.is_file()):
+    return sorted(_files_below(path, path, ""))
+
+
+def _files_below(root: str, folder: str, prefix: str) -> Iterator[str]:
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_below(root, entry.path, f"{prefix}{entry.name}/")
+            continue
+        if entry.is_symlink():
+            target, inside = Path(entry.path).resolve(), Path(root).resolve()
+            if not (target.is_relative_to(inside) and target.is_file()):
                 raise ValueError(
-                    f"{child} is a link to {target}; expected files, or links to files inside {root}. Put a copy in its place."
+                    f"{entry.path} is a link to {target}; expected files, or links to files inside {inside}. "
+                    "Put a copy in its place."
                 )
-        found += [Path(folder, name).relative_to(root).as_posix() for name in children]
-    return sorted(found)
+        yield prefix + entry.name
 
 
 def copy_tree(source: str, target: str) -> None:
@@ -248,10 +259,13 @@ def _copy_file(source: str, target: str) -> None:
 
 def link_or_copy(source: str, target: str) -> None:
     """Gives a local file that is never changed a second name; a copy where the file system has no hard links."""
-    make_folder(str(Path(target).parent))
     with _explained("write", target):
         try:
-            os.link(source, target)
+            try:
+                os.link(source, target)
+            except FileNotFoundError:  # the folder, most likely
+                make_folder(str(Path(target).parent))
+                os.link(source, target)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
                 raise
@@ -319,9 +333,12 @@ def locked(path: str) -> Iterator[None]:
         return
     import fcntl
 
-    make_folder(str(Path(path).parent))
     with _explained("lock", path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            make_folder(str(Path(path).parent))
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with _explained("lock", path):
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # TensorFlow and Beam say much at start that a user can do nothing about; their errors still come through.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,6 +21,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import click
 
 from pipelines import template as templates
+
+if TYPE_CHECKING:
+    from pipelines.job import JobSpec
 
 REGISTRY = click.option("--registry", required=True, metavar="DIR", help="Root folder of the model registry.")
 MODEL = click.option("--model", required=True, metavar="NAME", help="Name of the model.")
@@ -76,14 +83,14 @@ def run(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quie
     """
     found, here = templates.load(template)
     job = found.fill(_read_params(params), here)
-    if fresh:
-        _clear(Path(job.output))
-    from pipelines.execute import Execution  # TensorFlow and Beam take seconds to import: not for `--help`
-    from pipelines.progress import ConsoleProgress
-
-    if dry_run:
+    if fresh and not dry_run:
+        _clear(job)
+    with _hushed():  # TensorFlow and Beam take seconds to import: not for `--help`
+        from pipelines.execute import Execution
+        from pipelines.progress import ConsoleProgress
         from pipelines.resolve import resolve
 
+    if dry_run:
         resolve(job)
         click.echo(json.dumps(job.model_dump(mode="json"), indent=2))
         return
@@ -94,10 +101,12 @@ def run(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quie
     if outcome.report is not None:
         click.echo(f"report: {outcome.report}", err=True)
     if not outcome.finished:
-        click.echo("stopped before the end of the input; give the same command again to go on", err=True)
+        click.echo("stopped; give the same command again to go on", err=True)
+    for notice in outcome.notices:
+        click.echo(f"note: {notice}", err=True)
     for problem in outcome.problems:
         click.echo(f"PROBLEM: {problem}", err=True)
-    click.echo(json.dumps(outcome.to_json()))
+    click.echo(outcome.to_json())
     if outcome.problems:
         sys.exit(1)
 
@@ -197,7 +206,9 @@ def _read_params(params: tuple[str, ...]) -> dict[str, str]:
         name, equals, value = param.partition("=")
         if not equals:
             raise click.BadParameter(f"expected NAME=VALUE, got {param!r}", param_hint="--param")
-        given[name.strip()] = value
+        if name.strip() in given:
+            raise click.BadParameter(f"{name.strip()} is given twice", param_hint="--param")
+        given[name.strip()] = value.strip()
     return given
 
 
@@ -205,23 +216,52 @@ def _template_help(name: str) -> str:
     found, _ = templates.load(name)
     lines = [f"Usage: midstream run {name} [--param NAME=VALUE]...", "", " ".join(found.description.split()), "", "Parameters:"]
     width = max((len(name) for name in found.parameters), default=0)
+    columns = max(60, shutil.get_terminal_size((100, 24)).columns)
     for parameter_name, parameter in found.parameters.items():
-        notes = [parameter.type]
-        if parameter.allowed:
-            notes.append(f"one of {', '.join(map(str, parameter.allowed))}")
-        notes.append("required" if parameter.required else f"default {'none' if parameter.default is None else parameter.default}")
-        lines.append(f"  {parameter_name:<{width}}  {parameter.description} ({'; '.join(notes)})")
+        text = f"{parameter.description} ({parameter.notes})"
+        first, *rest = textwrap.wrap(text, columns - width - 4, break_long_words=False, break_on_hyphens=False)
+        lines += [f"  {parameter_name:<{width}}  {first}", *(" " * (width + 4) + line for line in rest)]
     lines += ["", "Options: --fresh, --dry-run, --quiet; see midstream run --help"]
     return "\n".join(lines)
 
 
-def _clear(output: Path) -> None:
-    """Deletes what a job left; a folder that is not a job's stays untouched."""
+def _clear(job: JobSpec) -> None:
+    """Deletes what a job left, and nothing else; a folder that is not a job's stays untouched."""
+    from runners.checkpoint import LOCK, lock
+
+    output = Path(job.output)
     if not output.exists() or not any(output.iterdir()):
         return
-    if not (output / "checkpoint" / "job.json").exists():
+    checkpoint = output / "checkpoint"
+    if not (checkpoint / "job.json").exists():
         raise click.ClickException(f"{output} holds files but is no output folder of Midstream; nothing was deleted. Choose another output.")
-    shutil.rmtree(output)
+    with lock(checkpoint / LOCK):
+        for name in ("predictions", "evaluations", "dead_letters"):
+            shutil.rmtree(output / name, ignore_errors=True)
+        for name in ("report.html", "job.json"):
+            (output / name).unlink(missing_ok=True)
+        # A job that learns begins with a model of its own; one that serves does not own the registry.
+        registry = Path(job.model.registry)
+        if job.learner is not None and registry.absolute().is_relative_to(output.absolute()):
+            shutil.rmtree(registry, ignore_errors=True)
+        shutil.rmtree(checkpoint)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Drops what libraries write to the standard error past Python while they are imported, and Beam's own account of errors later."""
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what a step raises is raised here, too
+    logging.getLogger().addFilter(lambda record: "Resource module is not available" not in record.getMessage())
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123  a device, not a path
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _who() -> str:
@@ -275,4 +315,4 @@ def _show(table: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="midstream")

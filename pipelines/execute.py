@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +15,15 @@ from models.activation_log import Activation, ActivationLog
 from models.registry import Manifest, Registry
 from pipelines.graph import DEAD_LETTERS, EVALUATIONS, LABELS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
+from pipelines.notices import dead_letter_notices
 from pipelines.planning import StreamPlanner, StreamPlan
+from pipelines.replay import save_job
 from pipelines.report import write_report
 from pipelines.resolve import JobError, resolve
 from pipelines.summary import Summary, summarise
 from runners import direct
 from runners.checkpoint import Checkpoint
-from runners.micro_batch import MicroBatch, MicroBatchDriver, Stop
+from runners.micro_batch import DRAIN, MicroBatch, MicroBatchDriver, Stop
 from transforms.batches import MAX_WATERMARK_US, MIN_WATERMARK_US
 from transforms.bounded_run import BoundedRun
 from transforms.sinks import part_name
@@ -45,20 +48,23 @@ class Outcome:
         report: the HTML page, if there is one.
         finished: False if it was asked to stop before its input was used up.
         counts: what all runs counted together.
+        notices: what the user should know although nothing is wrong.
     """
 
     summary: Summary | None
     report: Path | None
     finished: bool
     counts: dict[str, int] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
         """What must not be overlooked; empty if all is well."""
-        return self.summary.problems() if self.summary is not None and self.finished else []
+        return self.summary.problems() if self.summary is not None else []
 
-    def to_json(self) -> dict[str, Any]:
-        return self.counts if self.summary is None else self.summary.to_json()
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.counts) if self.summary is None else self.summary.to_json()
 
 
 class Execution:
@@ -77,6 +83,7 @@ class Execution:
         self._progress = progress
         self._stop = stop or Stop()
         self._started = time.monotonic()
+        self._notices: list[str] = []
         self._run_file = str(self._output / "checkpoint" / "run.json")
         self._graph = direct.DirectGraph(lambda pipeline: build(pipeline, self.resolved, self._run_file))
 
@@ -84,6 +91,7 @@ class Execution:
         """Runs the job and writes its summary and report."""
         checkpoint = Checkpoint(self._output / "checkpoint", self.job.identity())
         try:
+            save_job(self.job)
             if self.job.run.mode == "batch":
                 self._run_batch(checkpoint)
                 finished = True
@@ -97,10 +105,33 @@ class Execution:
         settings = self.job.run
         planner = StreamPlanner(self.resolved.records, self.resolved.labels, settings.records, settings.span)
         driver = MicroBatchDriver(checkpoint, planner, self._run_one, on_commit=self._committed, stop=self._stop)
+        if driver.is_drained:
+            in_one = (checkpoint.offset(0) or {}).get("mode") == "batch"
+            self._ended_before(not in_one and driver.new_input())
+            return True
         if settings.trigger == "available-now":
-            return driver.available_now(drain=settings.drain)
+            before = checkpoint.last_commit()
+            finished = driver.available_now(drain=settings.drain)
+            if finished and before is not None and before == checkpoint.last_commit():
+                self._notices.append("there is no new input since the last run")
+            return finished
         driver.every(settings.trigger / 1e6)
         return False
+
+    def _ended_before(self, new_input: bool) -> None:
+        begin_anew = "--fresh begins anew, another output folder begins another job"
+        if self.job.run.trigger != "available-now":
+            raise JobError(
+                f"the job of {self._output} has ended: it ran to the end of its input and let go of all that waited for more. "
+                f"Do not give `every` then; {begin_anew}"
+            )
+        if not new_input:
+            self._notices.append(f"this job ran to its end before: nothing was read, nothing has changed; {begin_anew}")
+            return
+        self._notices.append(
+            "there is new input, and it is NOT read: this job ran to its end before and let go of all that waited for more. "
+            f"To go on with files that come later, run with drain=false from the start; {begin_anew}"
+        )
 
     def _run_one(self, batch: MicroBatch) -> dict[str, Any]:
         plan = None if batch.plan is None else StreamPlan.from_json(batch.plan)
@@ -114,6 +145,11 @@ class Execution:
         return {"records": plan.rows if plan else 0, "counts": counts}
 
     def _run_batch(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.last_commit() is not None:
+            if (checkpoint.offset(0) or {}).get("mode") != "batch":
+                raise JobError(f"the job of {self._output} was begun in micro-batches; go on in that mode, or choose another output folder")
+            self._ended_before(False)
+            return
         sources = {RECORDS: self.resolved.records, LABELS: self.resolved.labels}
         reads = {
             name: tuple(read_tasks(all_files(source), MIN_WATERMARK_US, self.resolved.ordered))
@@ -127,8 +163,8 @@ class Execution:
                 break
         else:
             raise JobError(f"the activation log of {self.job.model.name} was changed during each of {_TRIES} runs; run it again")
-        note = {"records": counts.get(RECORDS, 0), "counts": counts}
-        checkpoint.write_offset(0, {"plan": None})
+        note = {"records": counts.get(RECORDS, 0), "counts": counts, DRAIN: True}
+        checkpoint.write_offset(0, {"plan": None, "mode": "batch"})
         checkpoint.write_commit(0, note)
         self._committed(MicroBatch(0, None, None, ""), note)
 
@@ -174,17 +210,26 @@ class Execution:
             for name, value in note.get("counts", {}).items():
                 counts[name] = counts.get(name, 0) + value
         counts["records"] = records
+        letters = dead_letter_notices(self._output)
         if self.job.kind == "learn":
-            return Outcome(None, None, finished, counts)
+            return Outcome(None, None, finished, counts, self._notices + letters)
         registry = Registry(self.job.model.registry)
         activations = [asdict(entry) for entry in self._log.entries() if isinstance(entry, Activation)]
         versions = [_as_dict(registry.manifest(self.job.model.name, v)) for v in registry.versions(self.job.model.name)]
         label = self.job.labels.column if self.job.labels else None
+        if label is not None and self.resolved.outputs is not None and "prediction" not in self.resolved.outputs.names:
+            self._notices.append("there is no accuracy: the model has no output named prediction to compare with the label")
+            label = None
         seconds = time.monotonic() - self._started
-        summary = summarise(str(self._output), records, counts.get("filtered", 0), label, seconds, versions)
+        windowed = any(step.windows is not None for step in self.job.steps)
+        summary = summarise(str(self._output), records, counts.get("filtered", 0), label, seconds, versions, windowed)
+        ended = last is not None and (checkpoint.commit(last) or {}).get(DRAIN)
+        if not ended and self.resolved.ordered and summary.lost is not None and summary.lost > 0:
+            self._notices.append(f"{summary.lost:,} records wait for what is still to come; lost ones can be told apart only at the end")
+            summary = replace(summary, lost=None)
         report = self._output / "report.html"
         write_report(str(self._output), summary, versions, activations, self.job.name, label, str(report))
-        return Outcome(summary, report, finished, counts)
+        return Outcome(summary, report, finished, counts, self._notices + letters)
 
 
 def counters(result: PipelineResult) -> dict[str, int]:

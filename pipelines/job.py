@@ -6,14 +6,37 @@ labelled rows), or both in one graph. Everything is checked here, before anythin
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from transforms.durations import parse_duration
+from transforms.durations import format_duration, parse_duration
 
-DurationUs = Annotated[int, BeforeValidator(parse_duration)]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
+
+
+def _positive(duration_us: int) -> int:
+    if duration_us == 0:
+        raise ValueError("expected a duration above 0")
+    return duration_us
+
+
+def _names(given: Any) -> Any:
+    names = [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+    return list(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
+
+
+def _moment(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"expected a time such as 2026-03-01T12:00:00Z, got {text!r}") from None
+    return text
+
+
+DurationUs = Annotated[int, BeforeValidator(parse_duration), PlainSerializer(format_duration, when_used="json")]
+PositiveUs = Annotated[DurationUs, AfterValidator(_positive)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 def _aggregates(given: Any) -> Any:
@@ -40,7 +63,7 @@ class TimeSection(Section):
 
     column: str | None = None
     unit: Literal["iso", "s", "ms", "us"] = "iso"
-    start: str = "1970-01-01T00:00:00Z"
+    start: Annotated[str, AfterValidator(_moment)] = "1970-01-01T00:00:00Z"
     step: DurationUs = parse_duration("1s")
 
 
@@ -129,7 +152,7 @@ class LearnerSection(Section):
 
     algorithm: Literal["mlp_classifier"] = "mlp_classifier"
     features: Names
-    every: DurationUs = parse_duration("1d")
+    every: PositiveUs = parse_duration("1d")
     warm_up_rows: int = Field(default=1, ge=1)
     options: dict[str, Any] = {}
 
@@ -148,9 +171,9 @@ class RunSection(Section):
     """How a stream is cut and when a micro-batch begins. None of it changes a prediction."""
 
     mode: Literal["micro-batch", "batch"] = "micro-batch"
-    span: DurationUs | None = None
+    span: PositiveUs | None = None
     records: int | None = Field(default=None, ge=1)
-    trigger: Literal["available-now"] | DurationUs = "available-now"
+    trigger: Literal["available-now"] | PositiveUs = "available-now"
     drain: bool = True
 
 

@@ -43,12 +43,13 @@ class ConsoleProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
-        if kind is None and self._shown and not self._console.is_terminal:
+        if kind is None and self._shown and self._records and not self._console.is_terminal:
             self._line()
 
     def begin(self, resolved: Resolved) -> None:
         """The job is ready to run."""
-        self._task = self._bar.add_task(resolved.job.name, total=_count_lines(resolved), status="")
+        total = None if self._bar.disable else _count_lines(resolved)
+        self._task = self._bar.add_task(resolved.job.name, total=total, status="")
         self._started = time.monotonic()
 
     def committed(self, records: int, resolved: Resolved, parts: dict[str, list[Path]]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from transforms.label_join import LABEL_TIME
 from transforms.schema import Schema, TimeSpec
 from transforms.sources import FileSource
 
+_INFERRED_FILES = 10  # so many are looked at: the first ones may be empty or broken
 _UNKNOWN = Schema.parse("unknown:string")  # listing files wants a schema and does not look at it
 
 
@@ -34,7 +37,7 @@ def resolve(job: JobSpec) -> Resolved:
     """
     _check_output(job.output)
     try:
-        records, schema = _source(job.source)
+        records, schema = _source(job.source, _fed_columns(job))
         labels = _labels_source(job, schema)
         own_label = job.labels.column if job.labels and job.labels.source is None else None
         if own_label is not None and own_label not in schema.names:
@@ -43,14 +46,16 @@ def resolve(job: JobSpec) -> Resolved:
         if own_label is not None:
             columns = columns.remove(columns.get_field_index(own_label))
         planned, features = stages(job.steps, columns, in_order=job.labels is not None)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
-    missing = [name for name in job.keep if name not in features.names]
-    if missing:
-        raise JobError(f"keep: there is no column {', '.join(missing)} behind the steps; there are {', '.join(features.names)}")
+    own = [name for name in features.names if name not in RESERVED]
+    if always := [name for name in job.keep if name in RESERVED]:
+        raise JobError(f"keep: {', '.join(always)} need not be asked for: the predictions have the time, the source and the row in any case")
+    if missing := [name for name in job.keep if name not in own]:
+        raise JobError(f"keep: there is no column {', '.join(missing)} behind the steps; there are {', '.join(own)}")
     first_version = _first_version(job, features) if job.learner is not None else None
     signature = _contract(job)
-    _check_inputs(job, signature, features)
+    _check_inputs(job, signature, features, schema)
     outputs = _outputs(signature)
     taken = {*features.names, *((LABEL_TIME,) if job.labels else ())}
     if clash := sorted(taken.intersection([*outputs.names, "model", "version", "digest", "policy"])):
@@ -68,34 +73,66 @@ def _check_output(folder: str) -> None:
         raise JobError(f"the output folder {folder} cannot be written: {error.strerror}. Choose another with --param output=DIR") from None
 
 
-def _source(section: SourceSection) -> tuple[FileSource, Schema]:
+def _source(section: SourceSection, fed: Sequence[str] = (), declare: str = "columns") -> tuple[FileSource, Schema]:
     time = TimeSpec(
         section.time.column,
         section.time.unit,
         datetime.fromisoformat(section.time.start),
         timedelta(microseconds=section.time.step),
     )
-    if section.columns:
-        schema = Schema.parse(section.columns)
-    else:
-        first = FileSource(section.path, section.format, _UNKNOWN).list_files()[0]
-        schema = Schema.infer(first.path, section.format)
+    schema = Schema.parse(section.columns) if section.columns else _inferred(section, fed, declare)
     source = FileSource(section.path, section.format, schema, time, section.batch_rows, section.out_of_orderness)
     source.list_files()
     return source, schema
+
+
+def _inferred(section: SourceSection, fed: Sequence[str], declare: str) -> Schema:
+    """The schema of the first file that tells one.
+
+    Args:
+        section: the source.
+        fed: columns that go to the model as they are. If values of them are missing, that is a fault of the record unless the user
+            declared the column with `?`.
+        declare: the parameter that declares columns.
+    """
+    faults = []
+    for file in FileSource(section.path, section.format, _UNKNOWN).list_files()[:_INFERRED_FILES]:
+        try:
+            found = Schema.infer(file.path, section.format)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        return Schema(tuple(replace(column, nullable=column.nullable and column.name not in fed) for column in found.columns))
+    raise JobError(f"{faults[0].rstrip('.')}. Declare the columns: --param {declare}=price:float64,city:string")
+
+
+def _fed_columns(job: JobSpec) -> list[str]:
+    if any(step.windows is not None for step in job.steps):
+        return []
+    if job.learner is not None:
+        return list(job.learner.features)
+    return [name for name in _contract(job).inputs]
 
 
 def _labels_source(job: JobSpec, records: Schema) -> FileSource | None:
     section = job.labels
     if section is None or section.source is None:
         return None
-    labels, schema = _source(section.source)
+    labels, schema = _source(section.source, declare="labels_columns")
     for name in (*section.on, section.column):
         if name not in schema.names:
             raise JobError(f"the labels have no column {name!r}; they have {', '.join(schema.names)}")
     for name in section.on:
         if name not in records.names:
             raise JobError(f"labels join records on {name!r}, which the records do not have; they have {', '.join(records.names)}")
+        ours, theirs = records[name], schema[name]
+        if ours.arrow != theirs.arrow:
+            raise JobError(
+                f"labels join records on {name!r}, which is {ours.type_text} in the records and {theirs.type_text} in the labels; "
+                "declare both with the same type"
+            )
+    if job.learner is not None and section.column in records.names:
+        raise JobError(f"the records have a column {section.column!r}, as the labels do; leave it out of the records' declared columns")
     return labels
 
 
@@ -150,16 +187,25 @@ def _contract(job: JobSpec) -> Signature:
     return registry.manifest(job.model.name, versions[-1]).signature
 
 
-def _check_inputs(job: JobSpec, signature: Signature, features: pa.Schema) -> None:
+def _check_inputs(job: JobSpec, signature: Signature, features: pa.Schema, schema: Schema) -> None:
     from models.serving import to_numpy
 
-    empty = pa.record_batch([pa.array([], field.type) for field in features], schema=features)
+    own = pa.schema([field for field in features if field.name not in RESERVED or field.name in signature.inputs])
+    empty = own.empty_table().to_batches()
+    rows = empty[0] if empty else pa.RecordBatch.from_pylist([], schema=own)
     for name, field in signature.inputs.items():
         try:
-            to_numpy(empty, name, field.dtype, field.shape)
+            to_numpy(rows, name, field.dtype, field.shape)
         except ValueError as error:
-            own = [column for column in features.names if column not in RESERVED]
-            raise JobError(f"model {job.model.name}: {error} (the records have: {', '.join(own)})") from None
+            raise JobError(f"model {job.model.name}: {error}{_declare(job, schema, name, field.dtype)}") from None
+
+
+def _declare(job: JobSpec, schema: Schema, name: str, dtype: str) -> str:
+    """What to do if the wrong type of a column was only inferred."""
+    if job.source.columns or name not in schema.names or dtype == "string":
+        return ""
+    wanted = ",".join(f"{c.name}:{dtype if c.name == name else c.type_text}" for c in schema.columns)
+    return f". Its type was inferred from the first rows. If some of them are wrong, declare it, and they become dead letters: --param columns={wanted}"
 
 
 def _outputs(signature: Signature) -> pa.Schema:

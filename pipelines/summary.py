@@ -35,8 +35,8 @@ class Summary:
     Attributes:
         records: records that were read.
         predictions: rows in the output.
-        lost: records that came out nowhere; below 0 if more came out than were read.
-        duplicated: rows of records that came out before, as a prediction or as a dead letter.
+        lost: records that came out nowhere; below 0 if more came out than were read. None where windows replace the records.
+        duplicated: rows of records (or windows) that came out before, as a prediction or as a dead letter.
         dead_letters: rows and sources that could not be used.
         filtered: records that a filter step dropped.
         cold_start: predictions from before the first version was live.
@@ -51,7 +51,7 @@ class Summary:
 
     records: int
     predictions: int
-    lost: int
+    lost: int | None
     duplicated: int
     dead_letters: int
     filtered: int
@@ -75,14 +75,14 @@ class Summary:
 
     def problems(self) -> list[str]:
         """What must not be: one sentence each, none if every record came out exactly once."""
-        found = []
-        if self.lost > 0:
+        found, lost = [], self.lost or 0
+        if lost > 0:
             found.append(
-                f"{self.lost:,} of {self.records:,} records are lost: they are neither in the predictions nor in the dead "
+                f"{lost:,} of {self.records:,} records are lost: they are neither in the predictions nor in the dead "
                 "letters, and no filter dropped them."
             )
-        if self.lost < 0:
-            found.append(f"{-self.lost:,} more records came out than the {self.records:,} that were read.")
+        if lost < 0:
+            found.append(f"{-lost:,} more records came out than the {self.records:,} that were read.")
         if self.duplicated:
             found.append(
                 f"{self.duplicated:,} rows are duplicates: their record came out before, as a prediction or as a dead letter."
@@ -113,7 +113,13 @@ def version_runs(times_us: Int64s, sequence: Int64s, versions: Int64s) -> Versio
 
 
 def summarise(
-    output: str, records: int, filtered: int, label: str | None, seconds: float, versions: Sequence[Mapping[str, Any]]
+    output: str,
+    records: int,
+    filtered: int,
+    label: str | None,
+    seconds: float,
+    versions: Sequence[Mapping[str, Any]],
+    windowed: bool = False,
 ) -> Summary:
     """Computes the summary of a job from its output.
 
@@ -124,6 +130,7 @@ def summarise(
         label: name of the label column in the evaluations; None for a job without labels.
         seconds: how long the run took.
         versions: the published versions.
+        windowed: whether the predictions are about windows of records, whose numbers are not those of records.
 
     Raises:
         ValueError: a file of the output lacks a column.
@@ -137,7 +144,7 @@ def summarise(
     predicted = sequence[np.append(True, sequence[1:] != sequence[:-1])[: len(sequence)]]
     letters = Parts(output, "dead_letters")
     dead = _dead_sequences(letters)
-    both = np.intersect1d(predicted, dead, assume_unique=True)
+    both = np.intersect1d(predicted, dead, assume_unique=True) if not windowed else dead[:0]
     duplicated = len(sequence) - len(predicted) + len(both)
     came_out = len(predicted) + len(dead) - len(both)
     del sequence, predicted, dead
@@ -151,7 +158,7 @@ def summarise(
     return Summary(
         records=records,
         predictions=parts.rows,
-        lost=records - filtered - came_out,
+        lost=None if windowed else records - filtered - came_out,
         duplicated=duplicated,
         dead_letters=letters.rows,
         filtered=filtered,

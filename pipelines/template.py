@@ -21,12 +21,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from pipelines.job import JobSpec
 from transforms.durations import parse_duration
 
 FOLDER = Path(__file__).parent / "templates"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans, true and false: to YAML 1.1 the key `on` of a join is a boolean, too."""
+
+
+_BOOLEAN = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] != _BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -40,14 +52,16 @@ def _duration(given: Any) -> Any:
 
 
 def _list(given: Any) -> Any:
-    return [item.strip() for item in given.split(",")] if isinstance(given, str) else given
+    return [item.strip() for item in given.split(",") if item.strip()] if isinstance(given, str) else given
 
 
+# YAML reads `model: 7` as a number; as a name it is as good as any.
+_Text = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) in (int, float) else given)]
 _TYPES: dict[str, TypeAdapter[Any]] = {
-    "string": TypeAdapter(Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int | float) else given)]),
-    "path": TypeAdapter(str),
+    "string": TypeAdapter(_Text),
+    "path": TypeAdapter(_Text),
     "integer": TypeAdapter(int),
-    "number": TypeAdapter(float),
+    "number": TypeAdapter(FiniteFloat),
     "boolean": TypeAdapter(bool),
     "duration": TypeAdapter(Annotated[str | int | float, BeforeValidator(_duration)]),
     "list": TypeAdapter(Annotated[list[str], BeforeValidator(_list)]),
@@ -76,10 +90,30 @@ class Parameter(BaseModel):
     minimum: float | None = None
 
     @model_validator(mode="after")
-    def _default_fits(self) -> Parameter:
-        if self.default is not None:
+    def _holds_together(self) -> Parameter:
+        if self.minimum is not None and self.type not in ("integer", "number"):
+            raise ValueError(f"a minimum is for an integer or a number, not for a {self.type}")
+        if self.required and self.default is not None:
+            raise ValueError("a required parameter has no default; drop one of the two")
+        for value in self.allowed or ():
+            self._typed("allowed", value)
+        if self.default is not None and not _references(self.default):
             self.read("default", self.default)
         return self
+
+    @property
+    def notes(self) -> str:
+        """Type, values and default in a few words."""
+        notes = [self.type]
+        if self.allowed:
+            notes.append(f"one of {', '.join(map(str, self.allowed))}")
+        if self.minimum is not None:
+            notes.append(f"{self.minimum:g} or more")
+        if self.required:
+            notes.append("required")
+        elif self.default is not None:
+            notes.append(f"default {_text(self.default)}")
+        return "; ".join(notes)
 
     def read(self, name: str, given: Any) -> Any:
         """The value of the parameter's type, from text or from YAML.
@@ -87,16 +121,22 @@ class Parameter(BaseModel):
         Raises:
             ValueError: it does not fit.
         """
-        try:
-            value = _TYPES[self.type].validate_python(given)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{name}: expected a {self.type}, got {given!r} ({reason})") from None
-        if self.allowed is not None and value not in self.allowed:
+        value = self._typed(name, given)
+        if self.allowed is not None and value not in [self._typed(name, allowed) for allowed in self.allowed]:
             raise ValueError(f"{name}: expected one of {', '.join(map(str, self.allowed))}; got {value!r}")
         if self.minimum is not None and value < self.minimum:
             raise ValueError(f"{name}: expected {self.minimum:g} or more, got {value!r}")
         return value
+
+    def _typed(self, name: str, given: Any) -> Any:
+        wanted = f"{name}: expected {'an' if self.type == 'integer' else 'a'} {self.type}"
+        if isinstance(given, str) and not given.strip():
+            raise ValueError(f"{wanted}, got nothing; leave the parameter out if it has no value")
+        try:
+            return _TYPES[self.type].validate_python(given)
+        except ValidationError as error:
+            reason = _message(error.errors()[0])
+            raise ValueError(f"{wanted}, got {given!r} ({reason})") from None
 
 
 class Template(BaseModel):
@@ -106,41 +146,36 @@ class Template(BaseModel):
 
     name: str
     description: str
-    parameters: dict[str, Parameter]
+    parameters: dict[str, Parameter] = {}
     job: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _knows_its_references(self) -> Template:
+        defaults = [parameter.default for parameter in self.parameters.values()]
+        unknown = sorted(set(_references([self.job, defaults])) - {"here", *self.parameters})
+        if unknown:
+            raise ValueError(f"there are references to {', '.join('${' + name + '}' for name in unknown)}, and no such parameters")
+        return self
 
     def fill(self, given: Mapping[str, Any], here: Path = FOLDER) -> JobSpec:
         """The job with these parameters.
 
+        Args:
+            given: by name; text or a value of the parameter's type.
+            here: the folder of the template.
+
         Raises:
-            TemplateError: a parameter is unknown, missing or of the wrong type, or the job does not hold together.
+            TemplateError: a parameter is unknown, missing or of the wrong type, or the job does not hold together. Names all faults.
         """
-        problems = []
-        for name in given:
-            if name not in self.parameters:
-                close = difflib.get_close_matches(name, self.parameters, 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                problems.append(f"there is no parameter {name!r}{hint} (there are: {', '.join(self.parameters)})")
-        values: dict[str, Any] = {"here": str(here)}
-        for name, parameter in self.parameters.items():
-            if name in given:
-                try:
-                    values[name] = parameter.read(name, given[name])
-                except ValueError as error:
-                    problems.append(str(error))
-            elif parameter.required:
-                problems.append(f"{name} is missing: {parameter.description} (--param {name}=...)")
-            else:
-                values[name] = parameter.default
-        if problems:
-            raise TemplateError("\n".join(problems))
-        # A default may refer to another parameter, as a registry inside the output folder does.
-        values = {name: _substitute(value, values) if isinstance(value, str) else value for name, value in values.items()}
+        values = _Values(self.parameters, given, here)
+        if values.problems:
+            raise TemplateError("\n".join(values.problems))
+        job = _without_null_items(self.job, values)
         try:
-            return JobSpec.model_validate(_pruned(_substitute(self.job, values)))
+            return JobSpec.model_validate(_filled(job, values))
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc'])) or 'job'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-            raise TemplateError(f"template {self.name}: the job does not hold together\n" + "\n".join(lines)) from None
+            lines = [_origin(job, fault["loc"]) + _message(fault) for fault in error.errors()]
+            raise TemplateError(f"template {self.name}: the job does not hold together\n" + "\n".join(dict.fromkeys(lines))) from None
 
 
 def load(name_or_path: str) -> tuple[Template, Path]:
@@ -149,13 +184,19 @@ def load(name_or_path: str) -> tuple[Template, Path]:
     Raises:
         TemplateError: there is none, or it is not a template.
     """
-    path = FOLDER / f"{name_or_path}.yaml" if "/" not in name_or_path and not name_or_path.endswith(".yaml") else Path(name_or_path)
+    is_path = "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))
+    path = Path(name_or_path) if is_path else FOLDER / f"{name_or_path}.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
         return Template.model_validate(content), path.parent.absolute()
     except FileNotFoundError:
-        raise TemplateError(f"there is no template {name_or_path!r}; there are {', '.join(names())}, or give the path of a .yaml file") from None
-    except (yaml.YAMLError, ValidationError, OSError) as error:
+        close = difflib.get_close_matches(name_or_path, names(), 1)
+        hint = f"did you mean {close[0]}? There are" if close else "there are"
+        raise TemplateError(f"there is no template {name_or_path!r}; {hint} {', '.join(names())}, or give the path of a .yaml file") from None
+    except ValidationError as error:
+        faults = "\n".join(_origin({}, fault["loc"]) + _message(fault) for fault in error.errors())
+        raise TemplateError(f"{path} is not a template:\n{faults}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise TemplateError(f"{path} is not a template: {error}") from None
 
 
@@ -164,27 +205,103 @@ def names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
-def _substitute(node: Any, values: Mapping[str, Any]) -> Any:
+class _Values:
+    """The parameters' values: those given as they are, defaults with their references to other parameters filled in."""
+
+    def __init__(self, parameters: Mapping[str, Parameter], given: Mapping[str, Any], here: Path) -> None:
+        self._parameters = parameters
+        self._known: dict[str, Any] = {"here": str(here)}
+        self._asked: list[str] = []
+        self.problems = []
+        for name in given:
+            if name not in parameters:
+                close = difflib.get_close_matches(name, parameters, 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self.problems.append(f"there is no parameter {name!r}{hint} (there are: {', '.join(parameters)})")
+        for name, parameter in parameters.items():
+            try:
+                if name in given:
+                    self._known[name] = parameter.read(name, given[name])
+                elif parameter.required:
+                    raise ValueError(f"{name} is missing: {parameter.description} (--param {name}=...)")
+            except ValueError as error:
+                self._known[name] = None
+                self.problems.append(str(error))
+        for name in parameters:
+            try:
+                self[name]
+            except ValueError as error:
+                self._known[name] = None
+                self.problems.append(str(error))
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._known:
+            if name in self._asked:
+                raise ValueError(f"{name}: its default refers to itself, by way of {', '.join(self._asked)}")
+            self._asked.append(name)
+            default = self._parameters[name].default
+            value = _filled(default, self) if _references(default) else default
+            self._asked.remove(name)
+            self._known[name] = None if value is None else self._parameters[name].read(name, value)
+        return self._known[name]
+
+
+def _references(node: Any) -> list[str]:
     if isinstance(node, dict):
-        return {key: _substitute(value, values) for key, value in node.items()}
+        return [name for value in node.values() for name in _references(value)]
     if isinstance(node, list):
-        return [_substitute(value, values) for value in node]
-    if not isinstance(node, str):
-        return node
-    for name in _REFERENCE.findall(node):
-        if name not in values:
-            raise TemplateError(f"the template refers to {'${' + name + '}'}, which is not among its parameters")
-    if whole := _REFERENCE.fullmatch(node):
-        value = values[whole[1]]
-        return value if value != node else None
-    return _REFERENCE.sub(lambda match: str(values[match[1]]), node)
+        return [name for value in node for name in _references(value)]
+    return _REFERENCE.findall(node) if isinstance(node, str) else []
 
 
-def _pruned(node: Any) -> Any:
-    """Without what is null, and without what is empty because everything in it was null."""
+def _filled(node: Any, values: _Values) -> Any:
+    """With the values of the parameters; without what is null, and without what is empty because everything in it was null."""
     if isinstance(node, dict):
-        kept = {key: _pruned(value) for key, value in node.items()}
+        kept = {key: _filled(value, values) for key, value in node.items()}
         return {key: value for key, value in kept.items() if value is not None} or None
     if isinstance(node, list):
-        return [value for value in map(_pruned, node) if value is not None]
+        return [value for value in (_filled(item, values) for item in node) if value is not None]
+    if not isinstance(node, str):
+        return node
+    if whole := _REFERENCE.fullmatch(node):
+        return values[whole[1]]
+    if any(values[name] is None for name in _REFERENCE.findall(node)):
+        return None
+    return _REFERENCE.sub(lambda match: _text(values[match[1]]), node)
+
+
+def _without_null_items(node: Any, values: _Values) -> Any:
+    """The same references without the items of lists that come to nothing: places in lists are then those of the filled job."""
+    if isinstance(node, dict):
+        return {key: _without_null_items(value, values) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_without_null_items(item, values) for item in node if _filled(item, values) is not None]
     return node
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _origin(job: Any, place: tuple[int | str, ...]) -> str:
+    """Where a fault is: the setting, and the parameter that it comes from."""
+    node = job
+    for key in place:
+        if not isinstance(node, dict | list) or (key not in node if isinstance(node, dict) else key not in range(len(node))):
+            break
+        node = node[key]
+    setting = ".".join(map(str, place))
+    names = list(dict.fromkeys(_references(node))) if place else []
+    if names:
+        return f"{setting} (parameter{'s' * (len(names) > 1)} {', '.join(names)}): "
+    return f"{setting}: " if setting else ""
+
+
+def _message(fault: Any) -> str:
+    if fault["type"] == "missing":
+        return "is missing"
+    if fault["type"] == "extra_forbidden":
+        return "there is no such setting"
+    return str(fault["msg"]).removeprefix("Value error, ")

@@ -15,8 +15,9 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+LOCK = "lock"
 KEPT_STATES = 2  # that of the last commit, and of the one before it in case the last is being looked at
 
 
@@ -40,12 +41,12 @@ class Checkpoint:
         self.folder = Path(folder)
         for name in ("offsets", "commits", "state"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._lock_file = (self.folder / "lock").open("w")
+        self._lock_file = lock(self.folder / LOCK)
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however the process ends
-        except BlockingIOError:
-            raise CheckpointError(f"another process runs the job of {self.folder}: stop it first, or give this one another folder") from None
-        self._open_job(job)
+            self._open_job(job)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Lets another process use the checkpoint."""
@@ -94,9 +95,8 @@ class Checkpoint:
             return
         before = json.loads(file.read_text())
         now = json.loads(text)
-        differs = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if differs:
-            changes = "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in differs)
+        changes = "; ".join(_differences(before, now))
+        if changes:
             raise CheckpointError(f"{self.folder} is the checkpoint of a job with other settings ({changes}). Use another output folder.")
 
     def _numbers(self, name: str) -> list[int]:
@@ -108,6 +108,29 @@ class Checkpoint:
 
     def _write(self, name: str, number: int, content: dict[str, Any]) -> None:
         write_atomically(self.folder / name / f"{number:06d}.json", json.dumps(content))
+
+
+def lock(file: Path) -> IO[str]:
+    """Locks a checkpoint for as long as the file that this returns is open; the system lets go of it, however the process ends.
+
+    Raises:
+        CheckpointError: another process has it.
+    """
+    handle = file.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise CheckpointError(f"another process runs the job of {file.parent}: stop it first, or give this one another folder") from None
+    return handle
+
+
+def _differences(before: Any, now: Any, place: str = "") -> list[str]:
+    """What differs, by the innermost settings."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [text for key in keys for text in _differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)]
+    return [] if before == now else [f"{place}: was {json.dumps(before)}, is {json.dumps(now)}"]
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -6,6 +6,7 @@ in-process one is named here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import apache_beam as beam
@@ -13,6 +14,9 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult
+
+# RunInference warns of this at every start where PyTorch is missing, which Midstream has no use for.
+logging.getLogger().addFilter(lambda record: "Resource module is not available" not in record.getMessage())
 
 
 class DirectGraph:

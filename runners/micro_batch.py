@@ -119,6 +119,19 @@ class MicroBatchDriver:
         self._checkpoint, self._planner, self._run, self._on_commit = checkpoint, planner, run, on_commit
         self.stop = stop or Stop()
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether the stream has ended: nothing more will be read."""
+        last = self._checkpoint.last_commit()
+        return last is not None and bool((self._checkpoint.commit(last) or {}).get(DRAIN))
+
+    def new_input(self) -> bool:
+        """Whether there is input behind the last plan; also told of a stream that has ended."""
+        number = self._next_number()
+        while number and (self._checkpoint.offset(number - 1) or {}).get("plan") is None:
+            number -= 1
+        return self._planner.plan(self._position(number)) is not None
+
     def available_now(self, *, drain: bool) -> bool:
         """Runs what is there now, and returns.
 
@@ -132,7 +145,7 @@ class MicroBatchDriver:
             while not self.stop.is_set():
                 if self._step():
                     continue
-                if drain and not self._is_drained():
+                if drain and not self.is_drained:
                     self._run_one(self._next_number(), None)
                 return True
             return False
@@ -145,7 +158,7 @@ class MicroBatchDriver:
                     self.stop.wait(seconds)
 
     def _step(self) -> bool:
-        if self._is_drained():
+        if self.is_drained:
             return False
         number = self._next_number()
         offset = self._checkpoint.offset(number)
@@ -183,7 +196,3 @@ class MicroBatchDriver:
         offset = self._checkpoint.offset(number - 1)
         assert offset is not None, f"micro-batch {number - 1} is committed and has no offset"
         return offset["plan"]["end"]
-
-    def _is_drained(self) -> bool:
-        last = self._checkpoint.last_commit()
-        return last is not None and bool((self._checkpoint.commit(last) or {}).get(DRAIN))

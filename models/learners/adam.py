@@ -3,7 +3,8 @@
 Keras' optimisers keep Python state that a loaded SavedModel does not bring back; these few lines do not.
 
 References:
-    Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1, with its default decay rates.
+    Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1 with its default decay rates, in the order of
+    computation that ends its section 2: the bias corrections scale the step, so epsilon is added to the uncorrected root.
 """
 
 from __future__ import annotations

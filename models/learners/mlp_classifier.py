@@ -4,8 +4,8 @@ Each call of `learn` standardises by decayed statistics, writes the new rows int
 mini-batches drawn from the buffer. The buffer is what keeps a small network from forgetting last week while it follows today
 (experience replay, Lin 1992), and its length is what makes it follow drift.
 
-Everything that prediction or learning needs is a `tf.Variable`: weights, optimiser slots, statistics, the buffer, and the counter that
-seeds the draws. So loading version n and learning the next rows gives version n+1, bit for bit, wherever it runs.
+Everything that prediction or learning needs is a `tf.Variable`: weights, optimiser slots, statistics, the buffer, and the
+counter that seeds the draws. So loading version n and learning the next rows gives version n+1, bit for bit, wherever it runs.
 
 References:
     Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015 (algorithm 1).
@@ -15,11 +15,12 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import tensorflow as tf
 
 from models.learners.adam import Adam
-from models.naming import input_name
+from models.naming import input_names
 
 SMALLEST_VARIANCE = 1e-12  # below it a column counts as constant
 LARGEST_DEVIATION = 8.0  # in standard deviations; a value farther out would drive the first layer alone
@@ -58,9 +59,7 @@ class MlpClassifierConfig:
     def __post_init__(self) -> None:
         if not self.features:
             raise ValueError("an MlpClassifier wants at least one feature column")
-        names = [input_name(column) for column in (*self.features, self.label)]
-        if len(set(names)) != len(names):
-            raise ValueError(f"the names of features and label must differ in letters, digits and underscores; got {', '.join(names)}")
+        input_names((*self.features, self.label))  # refuses names that TensorFlow cannot tell apart
         if self.classes < 2:
             raise ValueError(f"classes: expected 2 or more, got {self.classes}")
         for name in ("memory_rows", "steps", "batch_rows", "half_life_rows"):
@@ -77,7 +76,7 @@ class MlpClassifier(tf.Module):
         width = len(config.features)
         sizes = [width, *config.hidden, config.classes]
         self.weights, self.biases = [], []
-        for place, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for place, (inputs, outputs) in enumerate(pairwise(sizes)):
             limit = (6.0 / (inputs + outputs)) ** 0.5  # Glorot's uniform
             start = tf.random.stateless_uniform((inputs, outputs), (config.seed, place), -limit, limit)
             self.weights.append(tf.Variable(start, name=f"weight_{place}"))
@@ -95,9 +94,8 @@ class MlpClassifier(tf.Module):
 
     def signatures(self) -> dict[str, object]:
         """`serving_default` predicts, `learn` learns; both take the columns by name, each of shape (rows,)."""
-        names = [input_name(column) for column in self._config.features]
+        *names, label_name = input_names((*self._config.features, self._config.label))
         columns = {name: tf.TensorSpec([None], tf.float32, name=name) for name in names}
-        label_name = input_name(self._config.label)
         label = {label_name: tf.TensorSpec([None], tf.int64, name=label_name)}
 
         @tf.function
@@ -120,8 +118,8 @@ class MlpClassifier(tf.Module):
             x: (rows, features) float32.
 
         Returns:
-            `prediction` (rows,) int64, the likeliest class; `score` (rows,) float32, with two classes the probability of class 1,
-            with more that of the predicted class.
+            `prediction` (rows,) int64, the likeliest class; `score` (rows,) float32, with two classes the probability of class
+            1, with more that of the predicted class.
         """
         probabilities = tf.nn.softmax(self._logits(self._standardise(x)))
         prediction = tf.argmax(probabilities, axis=1)
@@ -137,29 +135,38 @@ class MlpClassifier(tf.Module):
 
         Returns:
             `loss` () float32, the mean cross-entropy of the last step.
+
+        Raises:
+            tf.errors.InvalidArgumentError: a label is none of the classes; nothing has changed then.
         """
+        classes = tf.constant(self._config.classes, tf.int64)
+        # A label outside the classes would index beyond the network's outputs: fail, and before anything is changed.
+        checks = [
+            tf.debugging.assert_less(y, classes, f"a label is not below {self._config.classes}, the number of classes"),
+            tf.debugging.assert_non_negative(y, "a label is negative"),
+        ]
+        with tf.control_dependencies(checks):
+            self._observe(x)
+            self._remember(x, y)
+            return {"loss": self._rehearse()}
+
+    def _rehearse(self) -> tf.Tensor:
+        """Takes the Adam steps of one call on rows drawn from memory; returns the last step's loss."""
         config = self._config
-        # A label outside the classes would index beyond the network's outputs: fail instead of learning nonsense.
-        tf.debugging.assert_less(y, tf.constant(config.classes, tf.int64), "a label is not below the number of classes")
-        tf.debugging.assert_non_negative(y, "a label is negative")
-        self._observe(x)
-        self._remember(x, y)
         filled = tf.minimum(self.rows_seen, config.memory_rows)
+        seed = tf.stack([tf.constant(config.seed, tf.int64), self.calls])
+        drawn = tf.random.stateless_uniform((config.steps, config.batch_rows), seed, 0, filled, dtype=tf.int64)
+        drawn_x = self._standardise(tf.gather(self.memory_x, drawn))  # once for all steps
+        drawn_y = tf.gather(self.memory_y, drawn)
         loss = tf.zeros(())
-        for step in range(config.steps):
-            seed = tf.stack([tf.constant(config.seed, tf.int64), self.calls * config.steps + step])
-            drawn = tf.random.stateless_uniform((config.batch_rows,), seed, 0, filled, dtype=tf.int64)
-            batch_x = self._standardise(tf.gather(self.memory_x, drawn))
-            batch_y = tf.gather(self.memory_y, drawn)
+        for x, y in zip(tf.unstack(drawn_x), tf.unstack(drawn_y), strict=True):
             with tf.GradientTape() as tape:
-                logits = self._logits(batch_x)
-                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=batch_y, logits=logits))
-            parameters = [*self.weights, *self.biases]
-            self.optimiser.apply(tape.gradient(loss, parameters))
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=self._logits(x)))
+            self.optimiser.apply(tape.gradient(loss, [*self.weights, *self.biases]))
             for weight in self.weights:
                 weight.assign(weight * (1.0 - config.l2))
         self.calls.assign_add(1)
-        return {"loss": loss}
+        return loss
 
     def _logits(self, x: tf.Tensor) -> tf.Tensor:
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):

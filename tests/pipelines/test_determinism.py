@@ -1,0 +1,84 @@
+"""One stream, however it is cut: the same versions, the same predictions, the same lineage, to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from models.activation_log import Activation, ActivationLog
+from pipelines.replay import compare, replay_of
+from tests.pipelines import electricity
+
+DAYS = 24
+CUTS = {
+    "a day a micro-batch": ({"micro_batch": "1d"}, {}),
+    "a week a micro-batch": ({"micro_batch": "7d"}, {}),
+    "everything in one micro-batch": ({"micro_batch": "1000d"}, {}),
+    "batches of 7 rows": ({"micro_batch": "7d"}, {"source": {"batch_rows": 7}}),
+    "batches of 1,000 rows": ({"mode": "batch"}, {"source": {"batch_rows": 1000}}),
+    "97 records a micro-batch": ({}, {"run": {"span": None, "records": 97}}),
+}
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return electricity.write_days(tmp_path_factory.mktemp("data") / "days.csv", DAYS, spoil=True)
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory, spoilt: Path) -> Path:
+    """The reference: everything in one bounded run."""
+    output = tmp_path_factory.mktemp("batch")
+    outcome = electricity.run(electricity.job(output, spoilt, mode="batch"))
+    assert outcome.summary is not None
+    assert (outcome.summary.lost, outcome.summary.duplicated) == (0, 0)
+    assert outcome.summary.swaps > 10
+    assert outcome.summary.dead_letters > 10
+    return output
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_cutting_changes_nothing(name: str, tmp_path: Path, spoilt: Path, batch: Path) -> None:
+    params, changes = CUTS[name]
+    outcome = electricity.run(electricity.job(tmp_path, spoilt, changes, **params))
+    assert outcome.finished
+    assert outcome.problems == []
+    electricity.assert_same_outputs(batch, tmp_path)
+
+
+def test_versions_go_live_at_the_ends_of_their_windows(batch: Path) -> None:
+    registry = str(batch / "registry")
+    entries = [e for e in ActivationLog(registry, "electricity").entries() if isinstance(e, Activation)]
+    times = electricity.read(batch, "predictions")
+    event_times, versions = times.column("event_time").cast("int64").to_numpy(), times.column("version").to_numpy()
+    for entry, following in zip(entries, [*entries[1:], None], strict=True):
+        inside = event_times >= entry.effective_from_us
+        if following is not None:
+            inside &= event_times < following.effective_from_us
+        assert (versions[inside] == entry.version).all()
+    assert (versions[event_times < entries[0].effective_from_us] == 0).all()
+
+
+def test_a_replay_gives_the_predictions_that_were_made(tmp_path: Path, batch: Path) -> None:
+    electricity.run(replay_of(str(batch), str(tmp_path)))
+    comparison = compare(str(batch), str(tmp_path))
+    assert comparison.exact, comparison
+    assert comparison.identical == electricity.read(batch, "predictions").num_rows
+
+
+def test_a_replay_notices_a_changed_prediction(tmp_path: Path, spoilt: Path) -> None:
+    output, target = tmp_path / "job", tmp_path / "replay"
+    electricity.run(electricity.job(output, spoilt, mode="batch"))
+    electricity.run(replay_of(str(output), str(target)))
+    (part,) = (target / "predictions").glob("part-*.parquet")
+    table = pq.read_table(part)
+    scores = table.column("score").to_pylist()
+    scores[700] += 1e-6
+    index = table.schema.get_field_index("score")
+    pq.write_table(table.set_column(index, table.schema.field(index), [pa.array(scores, pa.float32())]).slice(3), part)
+    comparison = compare(str(output), str(target))
+    assert (comparison.differing, comparison.missing, comparison.added) == (1, 3, 0)
+    assert not comparison.exact
