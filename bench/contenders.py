@@ -1,7 +1,7 @@
 """The ways to get from a file of records to a Parquet file of predictions that are compared.
 
-Each takes the folder of `bench.data`, a file of records and an output folder, and leaves Parquet with a column `score` there. What it
-imports is imported by `prepare`, before the clock runs; loading the model, building a graph and all else counts.
+Each takes the folder of `bench.data`, a file of records and an output folder, and leaves Parquet with a column `score` there.
+What it imports is imported by `prepare`, before the clock runs; loading the model, building a graph and all else counts.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _write(writer: pq.ParquetWriter | None, output: Path, held: list[pa.RecordBa
 def beam(data: Path, records: Path, output: Path) -> dict[str, Any]:
     """Beam's RunInference over rows with its handler for Keras, as its documentation shows it.
 
-    Lines are parsed here as Beam's own `ReadFromCsv` does not work with pandas 3, which Midstream's environment has; this is faster.
+    Lines are parsed here, as Beam's own `ReadFromCsv` does not work with pandas 3, which Midstream's environment has.
     """
     import apache_beam
     from apache_beam.ml.inference.base import RunInference

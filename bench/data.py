@@ -16,10 +16,15 @@ _WRITE_ROWS = 1 << 17
 
 
 def write_records(folder: Path, sizes: tuple[int, ...], example_sizes: tuple[int, ...]) -> None:
-    """Writes `records-<n>.csv` and `.parquet` with the first n records for each of `sizes`, and `.tfrecord` for `example_sizes`."""
-    values = (
-        np.random.default_rng(SEED).normal(size=(max(sizes + example_sizes), len(FEATURES))).round(_DIGITS).astype(np.float32)
-    )
+    """Writes the first n records to a file for each n.
+
+    Args:
+        folder: where to.
+        sizes: written as CSV and Parquet.
+        example_sizes: written as CSV and TFRecord of tf.Example.
+    """
+    shape = max(sizes + example_sizes), len(FEATURES)
+    values = np.random.default_rng(SEED).normal(size=shape).round(_DIGITS).astype(np.float32)
     for rows in {*sizes, *example_sizes}:
         # Rounded doubles, so that the text has the digits that a person would write and no more.
         doubles = values[:rows].astype(np.float64).round(_DIGITS)

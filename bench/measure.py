@@ -56,7 +56,13 @@ def _measure(name: str, folder: Path, rows: int, kind: str, output: Path, option
     cpu_before = time.process_time()
     found = CONTENDERS[name](folder, records_file(folder, rows, kind), output, **options)
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_before
-    return {"seconds": seconds, "cpu_s": cpu_s, "imported_mib": before / 1024, "peak_mib": resident_kib("VmHWM") / 1024, **found}
+    return {
+        "seconds": seconds,
+        "cpu_s": cpu_s,
+        "imported_mib": before / 1024,
+        "peak_mib": resident_kib("VmHWM") / 1024,
+        **found,
+    }
 
 
 def resident_kib(entry: str) -> int:

@@ -91,7 +91,7 @@ def items(measured: Measurements, sizes: Sequence[int], rival_sizes: Sequence[in
 
 
 def _of_mode(measured: Measurements, mode: str, sizes: tuple[int, ...], rival_sizes: tuple[int, ...]) -> Iterator[Item]:
-    """Midstream's clock stops when the last Parquet file is in its place; the line of the whole command goes on to the report."""
+    """Midstream's clock stops when the last Parquet file is in its place, but for the line with summary and report."""
     written = "parquet_s"
     ours, bare = ([Case(name, "csv", rows) for rows in sizes] for name in (mode, BARE))
     for times, own, rival in zip((1, 4, 16), ours, bare, strict=True):

@@ -1,6 +1,6 @@
 """`make bench`: records/s from a file to Parquet, of Midstream and of the other ways to do it, on the same data and model.
 
-Every measurement runs in a process of its own. Imports are not counted; loading the model, building graphs and everything after are.
+Every measurement runs in a process of its own. Imports are not counted; loading the model, building graphs and all after are.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from bench.results import BARE, BATCH, BEAM, MICRO_BATCH, TFX_BSL, Case, Item, M
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "bench" / "report.json"
+_WIDTH = 128  # of the table where it does not go to a terminal
 BARE_BATCH_ROWS = (1024, 4096, 16384)  # the bare loop runs with the best of them
 
 
@@ -140,6 +141,8 @@ def main(quick: bool, repetitions: int | None) -> None:
     if repetitions is not None:
         plan = plan._replace(repetitions=repetitions)
     console, started = Console(), time.monotonic()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
     folder = Path(tempfile.mkdtemp(prefix="midstream-bench-"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
@@ -155,8 +158,9 @@ def main(quick: bool, repetitions: int | None) -> None:
     _show(console, lines)
     spread = max(bench.measured.spread(Case(name, "csv", plan.sizes[-1])) for name in (BARE, BATCH, MICRO_BATCH))
     console.print(
-        f"16 float features, an MLP 64-32-2, CSV ({size_mib:,.0f} MiB at 16x) unless it says otherwise; medians of {plan.repetitions}, which lie "
-        f"within {spread:.0%}; the bare loop in batches of {bench.bare_batch_rows:,}, its best of {BARE_BATCH_ROWS}. All wrote the same predictions.\n"
+        f"16 float features, an MLP 64-32-2, CSV ({size_mib:,.0f} MiB at 16x) unless it says otherwise. Medians of "
+        f"{plan.repetitions}, which lie within {spread:.0%} of each other.\n"
+        f"The bare loop in batches of {bench.bare_batch_rows:,}, its best of {BARE_BATCH_ROWS}. All wrote the same predictions.\n"
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {time.monotonic() - started:.0f} s; written to {REPORT}",
         highlight=False,
     )

@@ -273,8 +273,8 @@ class ActivationLog:
     def _end(self, read: int) -> int:
         """The number of the last entry that is there, given how many were read."""
         if read and storage.is_local(self._folder):
-            # Without gaps, asking for the next names is enough, and quicker than listing all. The one after the next is asked for
-            # first: once that is there, the next one was before it. So a missing entry is noticed, and no racing writer makes one.
+            # Without gaps, asking for the next names is enough, and quicker than listing all. The one after the next is asked
+            # for first: if it is there, the next one was before it. So a lost entry is noticed, and a racing writer is no gap.
             end = read if storage.exists(self._file(read)) else read - 1
             while end >= read and any(storage.exists(self._file(end + ahead)) for ahead in (2, 1)):
                 end += 1

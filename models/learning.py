@@ -28,16 +28,16 @@ class LearningModel:
         self._root = tf.saved_model.load(path)
         if LEARN_SIGNATURE not in self._root.signatures:
             raise ModelError(
-                f"{path} cannot learn: it has the signatures {', '.join(sorted(self._root.signatures))}, and {LEARN_SIGNATURE!r} "
-                "is wanted. Save the module with a `learn` signature, or serve it without a learner."
+                f"{path} cannot learn: it has the signatures {', '.join(sorted(self._root.signatures))}, and "
+                f"{LEARN_SIGNATURE!r} is wanted. Save the module with a `learn` signature, or serve it without a learner."
             )
         self._learn = self._root.signatures[LEARN_SIGNATURE]
         self._inputs = self._learn.structured_input_signature[1]
         variables, others = checkpointed_variables(self._root, path)
         if others:
             raise ModelError(
-                f"{path} cannot learn on: its checkpoint holds {', '.join(sorted(others)[:4])}, which are no variables. Keep all "
-                "that learning changes in `tf.Variable`s; a mutable lookup table cannot be carried from version to version."
+                f"{path} cannot learn on: its checkpoint holds {', '.join(sorted(others)[:4])}, which are no variables. Keep "
+                "all that learning changes in `tf.Variable`s; a mutable lookup table cannot be carried from version to version."
             )
         reader = tf.train.load_checkpoint(variables_prefix(path))
         # All that the checkpoint holds is saved again: what is no variable of the module, as the object graph, stays as it is.

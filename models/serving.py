@@ -158,7 +158,7 @@ class ServedModel:
         if found != manifest.digests.variables:
             raise ModelError(
                 f"version {manifest.version} of {manifest.model} is not what was published: its variables have digest "
-                f"{found[:12]}, the manifest says {manifest.digests.variables[:12]}. Publish it again and activate the new version."
+                f"{found[:12]}, the manifest says {manifest.digests.variables[:12]}. Publish it again and activate that version."
             )
         self._variables = graph.variables(path)
 

@@ -132,7 +132,10 @@ def publish(registry: str, model: str, saved_model: str, activate: bool, effecti
 
     A version is a candidate until it is activated.
     """
-    from models.registry import Registry
+    with _hushed():
+        import tensorflow  # noqa: F401  here, where what it says is not heard
+
+        from models.registry import Registry
 
     manifest = Registry(registry).publish(model, saved_model)
     inputs = ", ".join(f"{name} {field.dtype}{list(field.shape) or ''}" for name, field in manifest.signature.inputs.items())

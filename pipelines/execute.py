@@ -182,7 +182,14 @@ class Execution:
     def _run(self, run: BoundedRun) -> dict[str, int]:
         self._discard(run.number)
         run.write(self._run_file)
-        return counters(self._graph.run())
+        try:
+            return counters(self._graph.run())
+        except RuntimeError as error:
+            fault = _system_error(error)
+            if fault is None:
+                raise
+            what = f"{fault.strerror or fault}{f': {fault.filename}' if fault.filename else ''}"
+            raise JobError(f"the job of {self._output} stopped: {what}. Put it right and give the same command again: it goes on where this one stopped") from error
 
     def _discard(self, number: int) -> None:
         """Takes away what an interrupted try of this run may have left."""
@@ -239,6 +246,13 @@ def counters(result: PipelineResult) -> dict[str, int]:
         name = counter.key.metric.name
         found[name] = found.get(name, 0) + (counter.committed or counter.attempted or 0)
     return found
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """What the operating system refused, if that was it: Beam wraps it in a RuntimeError."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _as_dict(manifest: Manifest) -> dict[str, Any]:
