@@ -16,6 +16,7 @@ setup-dev: $(STAMP)-dev
 
 $(STAMP): requirements.lock setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Midstream wants Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV): TensorFlow and Beam are 3 GB, this takes some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -160,7 +160,8 @@ def main(quick: bool, repetitions: int | None) -> None:
     console.print(
         f"16 float features, an MLP 64-32-2, CSV ({size_mib:,.0f} MiB at 16x) unless it says otherwise. Medians of "
         f"{plan.repetitions}, which lie within {spread:.0%} of each other.\n"
-        f"The bare loop in batches of {bench.bare_batch_rows:,}, its best of {BARE_BATCH_ROWS}. All wrote the same predictions.\n"
+        f"The bare loop in batches of {bench.bare_batch_rows:,}, its best of {BARE_BATCH_ROWS}. All wrote the same "
+        "predictions.\n"
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {time.monotonic() - started:.0f} s; written to {REPORT}",
         highlight=False,
     )
@@ -168,16 +169,8 @@ def main(quick: bool, repetitions: int | None) -> None:
 
 def _show(console: Console, lines: list[Item]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading, justify in (
-        ("", "left"),
-        ("records", "right"),
-        ("Midstream", "right"),
-        ("beside", "left"),
-        ("", "right"),
-        ("ratio", "right"),
-    ):
-        table.add_column(heading, justify=justify)
-    table.add_column("aim", justify="right")
+    for heading in ("", "records", "Midstream", "beside", "", "ratio", "aim"):
+        table.add_column(heading, justify="right" if heading in ("records", "Midstream", "ratio", "aim") else "left")
     for line in lines:
         aim = {True: "[green]{} reached", False: "[red]{} MISSED", None: "{}"}[line.reached]
         sign = "" if line.aim is None else f"{'≥' if line.better == 'higher' else '≤'} {line.aim:g}"

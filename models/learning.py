@@ -23,9 +23,12 @@ class LearningModel:
         """Loads the SavedModel in this folder.
 
         Raises:
-            ModelError: it has no `learn` signature.
+            ModelError: it does not load, has no `learn` signature, or keeps state that is not in variables.
         """
-        self._root = tf.saved_model.load(path)
+        try:
+            self._root = tf.saved_model.load(path)
+        except Exception as error:  # TensorFlow raises nearly anything here; the caller wants one kind
+            raise ModelError(f"{path} does not load as a SavedModel: {error}") from error
         if LEARN_SIGNATURE not in self._root.signatures:
             raise ModelError(
                 f"{path} cannot learn: it has the signatures {', '.join(sorted(self._root.signatures))}, and "

@@ -13,7 +13,6 @@ side, and none needs a lock.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -69,23 +68,12 @@ def checkpointed_variables(root: Any, path: str) -> tuple[dict[str, Any], set[st
     return variables, reader.get_variable_to_shape_map().keys() - variables.keys() - set(BOOKKEEPING)
 
 
-class VersionVariables:
-    """The variables of one version: bare resources, at a third of the cost of a `tf.Variable`, freed with this object."""
-
-    def __init__(self, values: list[np.ndarray]) -> None:
-        self.handles: list[tf.Tensor] = []
-        # The handles are tensors that own nothing; what they name is freed here.
-        weakref.finalize(self, _destroy, self.handles).atexit = False
-        for value in values:
-            tensor = tf.constant(value)
-            handle = tf.raw_ops.VarHandleOp(dtype=tensor.dtype, shape=tensor.shape, shared_name=anonymous_name())
-            self.handles.append(handle)
-            tf.raw_ops.AssignVariableOp(resource=handle, value=tensor)
-
-
-def _destroy(handles: list[tf.Tensor]) -> None:
-    for handle in handles:
-        tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
+def make_resource(value: np.ndarray) -> tf.Tensor:
+    """A variable with this value as a bare handle, at a third of a `tf.Variable`'s cost; freed with its last reference."""
+    tensor = tf.constant(value)
+    handle = tf.raw_ops.VarHandleOp(dtype=tensor.dtype, shape=tensor.shape, shared_name=anonymous_name())
+    tf.raw_ops.AssignVariableOp(resource=handle, value=tensor)
+    return handle
 
 
 class LoadedGraph:
@@ -107,24 +95,28 @@ class LoadedGraph:
         self._captures = [(keys.get(id(capture)), capture) for capture in self._function.captured_inputs]
         self._blocks = tf.function(self._run_blocks, autograph=False)
 
-    def variables(self, path: str) -> VersionVariables:
-        """The variables that this graph reads, with the values of the version in this folder."""
+    def variables(self, path: str) -> list[tf.Tensor]:
+        """The variables that this graph reads, as handles, with the values of the version in this folder."""
         keys = [key for key, _ in self._captures if key is not None]
         if not keys:
-            return VersionVariables([])
+            return []
         reader = tf.train.load_checkpoint(variables_prefix(path))
-        return VersionVariables([reader.get_tensor(key) for key in keys])
+        return [make_resource(reader.get_tensor(key)) for key in keys]
 
-    def predict(self, columns: list[np.ndarray], rows: int, variables: VersionVariables) -> dict[str, np.ndarray]:
+    def predict(self, columns: list[np.ndarray], rows: int, variables: list[tf.Tensor]) -> dict[str, np.ndarray]:
         """Calls the graph.
 
         Args:
             columns: one array per name in `input_names`, each of shape (rows, ...) and of the signature's dtype.
-            rows: number of rows.
+            rows: number of rows, at least 1.
             variables: what `variables` gave for the version.
 
         Returns:
             An array of shape (rows, ...) per output.
+
+        Raises:
+            ValueError: an output has not a row for every row of the input.
+            tf.errors.OpError: the graph failed.
         """
         blocks = -(-rows // self.block_rows)
         padding = blocks * self.block_rows - rows
@@ -134,14 +126,24 @@ class LoadedGraph:
                 # Padded with the last row: a value that the model takes, where a zero might not be one.
                 column = np.concatenate([column, np.repeat(column[-1:], padding, axis=0)])
             tensors.append(tf.constant(column.reshape(blocks, self.block_rows, *column.shape[1:])))
-        own = iter(variables.handles)
+        own = iter(variables)
         captures = [capture if key is None else next(own) for key, capture in self._captures]
         given = self._blocks(tensors, captures)
+        for name, value in given.items():
+            if value.shape[:2] != (blocks, self.block_rows):
+                raise ValueError(
+                    f"output {name!r} has the shape {value.shape[1:]} for {self.block_rows} rows; expected one row for each. "
+                    "Let the signature return nothing that is computed over a batch."
+                )
         return {name: value.numpy().reshape(-1, *value.shape[2:])[:rows] for name, value in given.items()}
 
     def _run_blocks(self, tensors: list[tf.Tensor], captures: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = self._function.structured_outputs
-        signature = {name: tf.TensorSpec([self.block_rows, *spec.shape[1:]], spec.dtype) for name, spec in outputs.items()}
+        # Not the number of rows: an output that has another one is refused by name, in `predict`.
+        signature = {
+            name: tf.TensorSpec(None if spec.shape.rank is None else [None, *spec.shape[1:]], spec.dtype)
+            for name, spec in outputs.items()
+        }
         # `_call_flat` is how a ConcreteFunction calls itself; there is no public way to hand it other captures.
         return tf.map_fn(
             lambda block: self._function._call_flat(list(block), captures), tuple(tensors), fn_output_signature=signature
@@ -158,7 +160,7 @@ class ServedModel:
         if found != manifest.digests.variables:
             raise ModelError(
                 f"version {manifest.version} of {manifest.model} is not what was published: its variables have digest "
-                f"{found[:12]}, the manifest says {manifest.digests.variables[:12]}. Publish it again and activate that version."
+                f"{found[:12]}, the manifest says {manifest.digests.variables[:12]}. Publish it again and activate that one."
             )
         self._variables = graph.variables(path)
 
@@ -177,6 +179,8 @@ class ServedModel:
         inputs = self.manifest.signature.inputs
         try:
             columns = [to_numpy(batch, name, inputs[name].dtype, inputs[name].shape) for name in self._graph.input_names]
+            if not batch.num_rows:
+                return {field.name: pa.array([], field.type) for field in output_schema(self.manifest.signature)}
             given = self._graph.predict(columns, batch.num_rows, self._variables)
             return {name: to_arrow(given[name]) for name in self.manifest.signature.outputs}
         except (ValueError, tf.errors.OpError) as error:

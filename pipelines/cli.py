@@ -217,9 +217,10 @@ def _read_params(params: tuple[str, ...]) -> dict[str, str]:
 
 def _template_help(name: str) -> str:
     found, _ = templates.load(name)
-    lines = [f"Usage: midstream run {name} [--param NAME=VALUE]...", "", " ".join(found.description.split()), "", "Parameters:"]
+    columns = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+    about = textwrap.wrap(" ".join(found.description.split()), columns)
+    lines = [f"Usage: midstream run {name} [--param NAME=VALUE]...", "", *about, "", "Parameters:"]
     width = max((len(name) for name in found.parameters), default=0)
-    columns = max(60, shutil.get_terminal_size((100, 24)).columns)
     for parameter_name, parameter in found.parameters.items():
         text = f"{parameter.description} ({parameter.notes})"
         first, *rest = textwrap.wrap(text, columns - width - 4, break_long_words=False, break_on_hyphens=False)

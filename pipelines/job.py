@@ -44,8 +44,11 @@ def _aggregates(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     parts = [part.partition("=") for part in given.split(";") if part.strip()]
+    names = [name.strip() for name, _, _ in parts]
     if any(not equals for _, equals, _ in parts):
         raise ValueError(f"expected name=aggregate;name=aggregate, got {given!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected every name once, got {', '.join(names)}")
     return {name.strip(): aggregate.strip() for name, _, aggregate in parts}
 
 

@@ -197,7 +197,7 @@ def _check_inputs(job: JobSpec, signature: Signature, features: pa.Schema, schem
         try:
             to_numpy(rows, name, field.dtype, field.shape)
         except ValueError as error:
-            raise JobError(f"model {job.model.name}: {error}{_declare(job, schema, name, field.dtype)}") from None
+            raise JobError(f"model {job.model.name}: {error}{_declare(job, schema, name, field.dtype) if name in own.names else ''}") from None
 
 
 def _declare(job: JobSpec, schema: Schema, name: str, dtype: str) -> str:

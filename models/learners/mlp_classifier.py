@@ -22,7 +22,9 @@ import tensorflow as tf
 from models.learners.adam import Adam
 from models.naming import input_names
 
-SMALLEST_VARIANCE = 1e-12  # below it a column counts as constant
+# Below these a column counts as constant: what varies less than float32 can tell apart (its epsilon, times the mean), and next to 0.
+SMALLEST_DEVIATION = 1.2e-7
+SMALLEST_VARIANCE = 1e-60
 LARGEST_DEVIATION = 8.0  # in standard deviations; a value farther out would drive the first layer alone
 
 
@@ -174,11 +176,12 @@ class MlpClassifier(tf.Module):
         return tf.matmul(x, self.weights[-1]) + self.biases[-1]
 
     def _standardise(self, x: tf.Tensor) -> tf.Tensor:
-        mean = tf.cast(self.mean, tf.float32)
-        variance = tf.cast(tf.maximum(self.square - self.mean**2, 0.0), tf.float32)
-        scaled = (x - mean) * tf.math.rsqrt(tf.maximum(variance, SMALLEST_VARIANCE))
+        smallest = tf.maximum((SMALLEST_DEVIATION * self.mean) ** 2, SMALLEST_VARIANCE)
+        variance = self.square - self.mean**2
+        scale = tf.cast(tf.math.rsqrt(tf.maximum(variance, smallest)), tf.float32)
+        scaled = (x - tf.cast(self.mean, tf.float32)) * scale
         # A missing value counts as the mean, and so does all of a constant column. Far outliers are cut.
-        usable = tf.logical_and(tf.math.is_finite(x), variance > SMALLEST_VARIANCE)
+        usable = tf.logical_and(tf.math.is_finite(x), variance > smallest)
         return tf.clip_by_value(tf.where(usable, scaled, tf.zeros_like(x)), -LARGEST_DEVIATION, LARGEST_DEVIATION)
 
     def _observe(self, x: tf.Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import template as templates
+from pipelines.summary import ABOUT_LABELS
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 START = np.datetime64("2026-01-01T00:00:00")
 
 
@@ -96,7 +96,7 @@ def write_csv(file: Path, table: pa.Table | Sequence[str]) -> Path:
 
 
 class Ran(NamedTuple):
-    """A job that ran: its summary, and its folder."""
+    """A job that ran: its summary, its folder, and what the user was told."""
 
     summary: dict[str, Any]
     output: Path
@@ -108,22 +108,33 @@ class Ran(NamedTuple):
 
     def reasons(self) -> dict[str, int]:
         """Dead letters by reason."""
-        found: dict[str, int] = {}
-        for letter in self.rows("dead_letters"):
-            found[letter["reason"]] = found.get(letter["reason"], 0) + 1
-        return found
+        return dict(Counter(letter["reason"] for letter in self.rows("dead_letters")))
 
 
 def run(template: str, stop: Any = None, **params: Any) -> Ran:
-    """Runs a template to its end in this process, and checks that every record came out exactly once."""
+    """Runs a template to its end in this process, and checks that its counts add up. Parameters that are None are left out."""
     from pipelines.execute import Execution
 
     found, here = templates.load(template)
-    outcome = Execution(found.fill({name: str(value) for name, value in params.items()}, here), stop=stop).run()
-    summary = json.loads(outcome.to_json())
-    if outcome.finished:
+    given = {name: str(value) for name, value in params.items() if value is not None}
+    outcome = Execution(found.fill(given, here), stop=stop).run()
+    ran = Ran(json.loads(outcome.to_json()), Path(given["output"]), outcome.finished, outcome.notices)
+    if outcome.summary is not None and outcome.finished:
         assert not outcome.problems, outcome.problems
-    return Ran(summary, Path(str(params["output"])), outcome.finished, outcome.notices)
+        check_counts(ran)
+    return ran
+
+
+def check_counts(ran: Ran) -> None:
+    """Every record is a prediction, a dead letter or filtered, and no record is two of them: told from the files alone."""
+    if ran.summary["lost"] is None:
+        return
+    predicted = [row["sequence"] for row in ran.rows()]
+    dead = [row["sequence"] for row in ran.rows("dead_letters") if row["sequence"] is not None and row["reason"] not in ABOUT_LABELS]
+    assert len(set(predicted + dead)) == len(predicted) + len(dead)
+    assert ran.summary["predictions"] == len(predicted)
+    assert ran.summary["records"] == len(predicted) + len(dead) + ran.summary["filtered"]
+    assert (ran.summary["lost"], ran.summary["duplicated"]) == (0, 0)
 
 
 def read(output: Path, name: str = "predictions") -> pa.Table:
@@ -132,3 +143,36 @@ def read(output: Path, name: str = "predictions") -> pa.Table:
     if not files:
         return pa.table({})
     return pa.concat_tables([pq.read_table(file) for file in files], promote_options="permissive").sort_by("sequence")
+
+
+class World(NamedTuple):
+    """What the tests of a session share: SavedModels of the user's own, and a registry with them.
+
+    Models in the registry: `line` (a tf.Module, slope 1), `keras`, and `cold`, which was published and never activated.
+    """
+
+    line: Path
+    steep: Path
+    keras: Path
+    registry: Path
+
+
+def make_world(folder: Path) -> World:
+    line, steep = save_module(folder / "line"), save_module(folder / "steep", slope=-2.0)
+    world = World(line, steep, save_keras(folder / "keras"), folder / "registry")
+    publish(world.registry, world.line)
+    publish(world.registry, world.keras, "keras")
+    publish(world.registry, world.line, "cold", activate=False)
+    return world
+
+
+class Serve:
+    """Runs the serve template on a world's model `line`, with an output folder of its own each time unless one is named."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self._defaults = {"registry": world.registry, "model": "line", "time": "time"}
+        self._folder, self._runs = folder, 0
+
+    def __call__(self, input: Any, **params: Any) -> Ran:
+        self._runs += 1
+        return run("serve", **{"input": input, "output": self._folder / f"out{self._runs}", **self._defaults, **params})

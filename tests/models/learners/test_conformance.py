@@ -1,0 +1,219 @@
+"""What holds of every learner in `models.learners`: a module there with a `LEARNER` is tested here without another word."""
+
+import importlib
+import pkgutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import models.learners
+from models.digest import variables_digest, version_digest
+from models.learning import LearningModel, save_learner
+from models.registry import Registry
+from models.serving import ModelCache, ModelError
+from models.signature import Signature
+
+FEATURES = ("price", "unit price", "Class")
+SMALL = {"mlp_classifier": {"hidden": (16,), "steps": 2}}  # so that the tests are quick
+MODULES = [importlib.import_module(f"models.learners.{found.name}") for found in pkgutil.iter_modules(models.learners.__path__)]
+LEARNERS = {module.__name__.rpartition(".")[2]: module.LEARNER for module in MODULES if hasattr(module, "LEARNER")}
+
+
+@pytest.fixture(params=LEARNERS)
+def build(request):
+    """Builds a fresh learner: build(option=...)."""
+    learner, config = LEARNERS[request.param]
+    usual = {"features": FEATURES, "label": "is it", "seed": 1} | SMALL.get(request.param, {})
+    return lambda **options: learner(config(**(usual | options)))
+
+
+@pytest.fixture(scope="module")
+def saved_seeds():
+    return {}
+
+
+@pytest.fixture
+def seed(request, build, saved_seeds, tmp_path_factory):
+    """The folder of a fresh learner."""
+    name = request.node.callspec.params["build"]
+    if name not in saved_seeds:
+        saved_seeds[name] = str(tmp_path_factory.mktemp(name) / "seed")
+        save_learner(build(), saved_seeds[name])
+    return saved_seeds[name]
+
+
+def window(number, rows=48, **columns):
+    """Labelled rows; the label follows from the first column."""
+    rng = np.random.default_rng([11, number])
+    drawn = {name: rng.normal(3.0, 2.0, rows) for name in FEATURES}
+    drawn["is it"] = (drawn["price"] > 3.0).astype(np.int64)
+    return pa.RecordBatch.from_pydict(drawn | columns)
+
+
+@pytest.fixture
+def state(tmp_path):
+    """The digest of a learner's variables: state(learner)."""
+    made = iter(range(100))
+
+    def digest(learner):
+        folder = tmp_path / f"state{next(made)}"
+        learner.write_variables(str(folder / "variables"))
+        return variables_digest(str(folder))
+
+    return digest
+
+
+def predictions(path, batch, tmp_path):
+    registry = Registry(str(tmp_path / "served"))
+    version = registry.publish("m", path).version
+    return {
+        name: column.to_numpy() for name, column in ModelCache(registry, block_rows=64).get("m", version).predict(batch).items()
+    }
+
+
+def saved_now(learner, registry, parent, **options):
+    return registry.publish_variables("m", parent, learner.write_variables, **options)
+
+
+def test_the_same_seed_gives_the_same_version_and_another_seed_another(build, tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        save_learner(build(seed=seed), str(tmp_path / name))
+    a, b, c = (version_digest(str(tmp_path / name)) for name in "abc")
+    assert a == b and a.variables != c.variables
+
+
+def test_the_same_rows_give_the_same_bytes(seed, state):
+    first, second = LearningModel(seed), LearningModel(seed)
+    for number in range(3):
+        assert first.learn(window(number)) == second.learn(window(number))
+        assert state(first) == state(second)
+    second.learn(window(3))
+    assert state(first) != state(second)
+
+
+def test_saving_and_loading_in_mid_stream_changes_nothing(seed, state, tmp_path):
+    registry = Registry(str(tmp_path / "registry"))
+    version = registry.publish("m", seed).version
+    through = LearningModel(seed)
+    for number in range(4):
+        reloaded = LearningModel(registry.path("m", version))
+        assert reloaded.learn(window(number, rows=31 + number)) == through.learn(window(number, rows=31 + number))
+        version = saved_now(reloaded, registry, version).version
+        assert registry.manifest("m", version).digests.variables == state(through)
+
+
+def test_it_learns_what_is_there_to_learn(seed, tmp_path):
+    registry = Registry(str(tmp_path / "registry"))
+    registry.publish("m", seed)
+    learner = LearningModel(seed)
+    for number in range(40):
+        learner.learn(window(number))
+    version = saved_now(learner, registry, 1).version
+    test = window(99, rows=500)
+    given = ModelCache(registry).get("m", version).predict(test)["prediction"].to_numpy()
+    assert np.mean(given == test.column("is it").to_numpy()) > 0.9
+
+
+def test_a_fresh_learner_predicts(seed, tmp_path):
+    given = predictions(seed, window(0), tmp_path)
+    assert set(np.unique(given["prediction"])) <= {0, 1} and np.isfinite(given["score"]).all()
+    assert set(Signature.from_saved_model(seed).outputs) == set(given)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"price": np.full(48, np.nan)},
+        {"price": np.full(48, 7.25)},
+        {"price": np.full(48, 1e30)},
+        {"price": np.r_[np.full(47, 1.0), np.inf]},
+        {"price": np.r_[np.full(24, np.nan), np.linspace(-1, 1, 24)]},
+        {"price": pa.nulls(48, pa.float64()), "Class": np.zeros(48)},
+    ],
+    ids=["nan", "constant", "huge", "infinite", "half nan", "null and zero"],
+)
+def test_columns_that_say_nothing_do_no_harm(seed, tmp_path, odd):
+    registry = Registry(str(tmp_path / "registry"))
+    registry.publish("m", seed)
+    learner = LearningModel(seed)
+    label = {"is it": np.arange(48) % 2}
+    for number in range(3):
+        assert all(np.isfinite(value) for value in learner.learn(window(number, **odd, **label)).values())
+    learner.learn(window(4))
+    version = saved_now(learner, registry, 1).version
+    for rows in (window(5, **odd), window(6)):
+        given = ModelCache(registry).get("m", version).predict(rows)
+        assert all(np.isfinite(column.to_numpy()).all() for column in given.values())
+
+
+def test_one_class_only(seed, tmp_path):
+    registry = Registry(str(tmp_path / "registry"))
+    registry.publish("m", seed)
+    learner = LearningModel(seed)
+    for number in range(10):
+        learner.learn(window(number, **{"is it": np.ones(48, np.int64)}))
+    version = saved_now(learner, registry, 1).version
+    assert ModelCache(registry).get("m", version).predict(window(11))["prediction"].to_numpy().all()
+
+
+def test_a_single_row_and_windows_of_other_sizes(seed, state):
+    learner = LearningModel(seed)
+    for number, rows in enumerate((1, 2, 700, 1, 48)):
+        assert all(np.isfinite(value) for value in learner.learn(window(number, rows=rows)).values())
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        (window(5).slice(0, 0), "at least one row"),
+        (window(5, **{"is it": np.r_[np.zeros(47, np.int64), 2]}), "not below 2, the number of classes"),
+        (window(5, **{"is it": np.r_[np.zeros(47, np.int64), -1]}), "negative"),
+        (window(5, **{"is it": pa.array([None] + [1] * 47)}), "1 nulls"),
+        (window(5, **{"is it": np.full(48, 0.5)}), "cast it"),
+        (window(5, price=pa.array(["x"] * 48)), "'price' is string"),
+        (window(5).drop_columns(["unit price"]), "wants a column 'unit_price'; the records have price, Class, is it"),
+    ],
+    ids=["empty", "label too large", "label negative", "no label", "label not whole", "text", "missing column"],
+)
+def test_what_cannot_be_learnt_is_refused_and_changes_nothing(seed, state, batch, says):
+    learner = LearningModel(seed)
+    learner.learn(window(0))
+    before = state(learner)
+    for _ in range(3):  # what is not ordered in the graph may go well the first time
+        with pytest.raises(ModelError, match=says):
+            learner.learn(batch)
+        assert state(learner) == before
+
+
+def test_columns_go_by_name(seed, state, tmp_path):
+    batch = window(2)
+    other = batch.select(["is it", "Class", "unit price", "price"]).append_column("extra", pa.array(range(48)))
+    learners = LearningModel(seed), LearningModel(seed)
+    for learner, rows in zip(learners, (batch, other), strict=True):
+        learner.learn(rows)
+    assert state(learners[0]) == state(learners[1])
+    given, turned = (predictions(seed, rows, tmp_path) for rows in (batch, other))
+    assert all(np.array_equal(given[name], turned[name]) for name in given)
+
+
+@pytest.mark.parametrize("features", [("class", "1st", "_x", "self", "given", "größe", "A.b"), ("names",)])
+def test_any_column_name_will_do(build, tmp_path, features):
+    save_learner(build(features=features, label="if"), str(tmp_path / "seed"))
+    rng = np.random.default_rng(0)
+    batch = pa.RecordBatch.from_pydict({name: rng.normal(size=9) for name in features} | {"if": rng.integers(0, 2, 9)})
+    LearningModel(str(tmp_path / "seed")).learn(batch)
+    assert len(predictions(str(tmp_path / "seed"), batch, tmp_path)["prediction"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"features": ()}, "at least one feature"),
+        ({"features": ("a", "A")}, "got a, A"),
+        ({"features": ("a",), "label": "a"}, "got a, a"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(build, options, says):
+    with pytest.raises(ValueError, match=says):
+        build(**options)
