@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
 
 from models import storage
 from models.digest import (
@@ -44,9 +43,7 @@ STALE_S = 24 * 3600  # a folder being written for longer than a day belongs to a
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _INCOMING = ".incoming-"
-OBJECT_GRAPH = BOOKKEEPING[0]  # a checkpoint's entry that says which of its keys belongs to which object
-
-_Layout: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
+OBJECT_GRAPH, SAVE_COUNTER = BOOKKEEPING  # the first says which of a checkpoint's keys belongs to which object
 
 
 class RegistryError(ValueError):
@@ -111,9 +108,9 @@ class Manifest:
     def to_json(self) -> str:
         """As a JSON object."""
         training = self.training and asdict(self.training)
-        value = vars(self) | {"digests": self.digests._asdict(), "signature": self.signature.to_json(), "training": training}
-        value["metrics"] = dict(self.metrics)
-        # A line a field: `indent` would take json's slow path, and wide signatures hundreds of lines.
+        parts = {"digests": self.digests._asdict(), "signature": self.signature.to_json(), "training": training}
+        value = vars(self) | parts | {"metrics": dict(self.metrics)}
+        # A line a field: `indent` would take json's slow path, and hundreds of lines for a wide signature.
         lines = (f' "{name}": {json.dumps(field, allow_nan=False)}' for name, field in value.items())
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -143,7 +140,7 @@ class Registry:
         """Takes a folder, which need not exist yet: a local path or a URL that Beam's FileSystems know."""
         self.root = root.rstrip("/") or "/"
         self._manifests: dict[tuple[str, int], Manifest] = {}
-        self._layouts: dict[str, _Layout] = {}  # by the digest of the graph
+        self._layouts: dict[str, dict[str, tuple]] = {}  # by the digest of the graph
 
     def models(self) -> list[str]:
         """The models that have a version, in alphabetical order."""
@@ -255,8 +252,7 @@ class Registry:
             variables = Path(incoming, "variables")
             variables.mkdir()
             write_variables(str(variables))
-            graph = origin.digests.graph
-            if graph not in self._layouts:
+            if (graph := origin.digests.graph) not in self._layouts:
                 self._layouts[graph] = _layout(theirs)
             _check_layout(self._layouts[graph], _layout(incoming))
             for file in variables.iterdir():
@@ -385,32 +381,24 @@ def _local_copy(path: str) -> Iterator[str]:
         yield local
 
 
-def _layout(path: str) -> _Layout:
+def _layout(path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of all that a checkpoint holds, the object graph included, by key; from the index alone."""
-    reader = checkpoint_reader(path)
-    if reader is None:
+    if (reader := checkpoint_reader(path)) is None:
         return {}
-    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    return {key: (dtypes[key].name, tuple(shapes[key])) for key in shapes}
+    dtypes = reader.get_variable_to_dtype_map()
+    return {key: (dtypes[key].name, tuple(shape)) for key, shape in reader.get_variable_to_shape_map().items()}
 
 
-def _check_layout(expected: _Layout, came: _Layout) -> None:
+def _check_layout(expected: Mapping[str, tuple], came: Mapping[str, tuple]) -> None:
     """Raises RegistryError where a checkpoint does not fit the parent's graph."""
-    if expected == came:
-        return
-    if OBJECT_GRAPH in expected and came and OBJECT_GRAPH not in came:
+    if missing := expected.keys() - came.keys() - {SAVE_COUNTER}:
         raise RegistryError(
-            f"the variables written lack {OBJECT_GRAPH}, without which TensorFlow does not load them: copy the parent's"
+            f"the variables written lack {', '.join(sorted(missing)[:4])}; copy the parent's where nothing changed"
         )
-    expected, came = ({key: layout for key, layout in side.items() if key not in BOOKKEEPING} for side in (expected, came))
-    if missing := expected.keys() - came.keys():
-        raise RegistryError(
-            f"the variables written lack {', '.join(sorted(missing)[:4])}; expected all {len(expected)} of the parent"
-        )
-    if surplus := came.keys() - expected.keys():
+    if surplus := came.keys() - expected.keys() - {SAVE_COUNTER}:
         raise RegistryError(
             f"the variables written hold {', '.join(sorted(surplus)[:4])}, which the parent's graph does not know"
         )
     for key, layout in expected.items():
-        if came[key] != layout:
+        if came.get(key, layout) != layout:
             raise RegistryError(f"variable {key!r} was written as {came[key]}; the parent's graph expects {layout}")

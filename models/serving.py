@@ -16,6 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -195,7 +196,7 @@ def to_numpy(batch: pa.RecordBatch, name: str, dtype: str, shape: tuple[int | No
     """
     name = column_for(name, batch.schema.names)
     column = batch.column(name)
-    kind, sizes, missing = column.type, [], np.zeros(0, bool)
+    kind, sizes, missing = column.type, [], None
     if kinds.is_fixed_size_list(kind) and column.null_count:
         missing = column.is_null().to_numpy(zero_copy_only=False)
     while kinds.is_fixed_size_list(kind):
@@ -208,20 +209,25 @@ def to_numpy(batch: pa.RecordBatch, name: str, dtype: str, shape: tuple[int | No
         raise ValueError(
             f"column {name!r}: the model wants shape {list(shape)} a row, the column is {batch.schema.field(name).type}"
         )
-    if not dtype.startswith("float") and (nulls := int(missing.sum()) or column.null_count):
+    if not dtype.startswith("float") and (nulls := column.null_count if missing is None else missing.sum()):
         raise ValueError(f"column {name!r} has {nulls} nulls, and {dtype} has no NaN to stand for them")
     array = _cast(name, column, dtype).reshape(batch.num_rows, *(sizes or shape))
-    return array if not missing.any() else np.where(missing.reshape(-1, *[1] * len(sizes)), np.nan, array).astype(dtype)
+    return array if missing is None else np.where(missing.reshape(-1, *[1] * len(sizes)), np.nan, array).astype(dtype)
+
+
+@lru_cache(maxsize=1000)  # the same types come with every batch
+def _takes(dtype: str, kind: pa.DataType) -> bool:
+    """Whether values of this type can become the dtype, as far as the types tell."""
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind
+    if dtype == "string":
+        return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_binary(kind) or kinds.is_large_binary(kind)
+    whole = kinds.is_integer(kind) or kinds.is_boolean(kind)
+    return whole or (dtype.startswith("float") and (kinds.is_floating(kind) or kinds.is_decimal(kind)))
 
 
 def _cast(name: str, column: pa.Array, dtype: str) -> np.ndarray:
     """The values of a column as another type. Refuses what would change them: cut decimals, overflow, text as numbers."""
-    kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
-    text = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_binary(kind) or kinds.is_large_binary(kind)
-    number = kinds.is_integer(kind) or kinds.is_boolean(kind)
-    if dtype.startswith("float"):
-        number = number or kinds.is_floating(kind) or kinds.is_decimal(kind)
-    if kinds.is_null(kind) or not (text if dtype == "string" else number):
+    if not _takes(dtype, column.type):
         raise ValueError(f"column {name!r} is {column.type}, the model wants {dtype}: cast it in a `map` step")
     if dtype == "string":
         return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)

@@ -69,17 +69,19 @@ class _RunCommand(click.Command):
         return super().parse_args(ctx, args)
 
 
-@main.command(cls=_RunCommand)
+@main.command(cls=_RunCommand, short_help="Run a template.")
 @click.argument("template")
-@click.option("--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of the template; may be repeated.")
+@click.option(
+    "--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of the template; may be repeated."
+)
 @click.option("--fresh", is_flag=True, help="Begin anew: first delete what an earlier run left in the output folder.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the job, run nothing.")
 @click.option("--quiet", is_flag=True, help="No progress; only the summary at the end.")
 def run(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quiet: bool) -> None:
     """Run a template: one of those listed by `midstream templates`, or the path of a .yaml file.
 
-    A run that was stopped or killed is gone on with when the same command is given again. The last line of the output is a JSON object
-    with the counts. `midstream run TEMPLATE --help` shows what the template takes.
+    A run that was stopped or killed is gone on with when the same command is given again. The last line of the output is a
+    JSON object with the counts. `midstream run TEMPLATE --help` shows what the template takes.
     """
     found, here = templates.load(template)
     job = found.fill(_read_params(params), here)
@@ -120,12 +122,17 @@ def list_templates() -> None:
     _show(table)
 
 
-@main.command()
+@main.command(short_help="Publish a SavedModel as the next version of a model.")
 @REGISTRY
 @MODEL
 @click.argument("saved_model", metavar="PATH", type=click.Path(exists=True, file_okay=False))
 @click.option("--activate", is_flag=True, help="Make it live, too.")
-@click.option("--from", "effective_from", metavar="TIME", help="With --activate: from this event time on (ISO 8601). Default: as soon as possible.")
+@click.option(
+    "--from",
+    "effective_from",
+    metavar="TIME",
+    help="With --activate: from this event time on (ISO 8601). Default: as soon as possible.",
+)
 @click.option("--reason", default="published by hand", show_default=True, help="Noted in the activation log.")
 def publish(registry: str, model: str, saved_model: str, activate: bool, effective_from: str | None, reason: str) -> None:
     """Publish a SavedModel with a serving signature over named columns as the next version of a model.
@@ -141,21 +148,23 @@ def publish(registry: str, model: str, saved_model: str, activate: bool, effecti
     inputs = ", ".join(f"{name} {field.dtype}{list(field.shape) or ''}" for name, field in manifest.signature.inputs.items())
     click.echo(f"{model} version {manifest.version}, digest {manifest.digests.version[:12]}, takes {inputs}")
     if activate:
-        _activate(registry, model, manifest.version, effective_from, reason, "activate")
+        _activate(registry, model, manifest.version, effective_from, reason)
 
 
-@main.command()
+@main.command(short_help="Make a published version live.")
 @REGISTRY
 @MODEL
 @click.argument("version", type=int)
-@click.option("--from", "effective_from", metavar="TIME", help="From this event time on (ISO 8601). Default: as soon as possible.")
+@click.option(
+    "--from", "effective_from", metavar="TIME", help="From this event time on (ISO 8601). Default: as soon as possible."
+)
 @click.option("--reason", default="activated by hand", show_default=True, help="Noted in the activation log.")
 def activate(registry: str, model: str, version: int, effective_from: str | None, reason: str) -> None:
     """Make a published VERSION live, from a moment that no running job has served yet."""
-    _activate(registry, model, version, effective_from, reason, "activate")
+    _activate(registry, model, version, effective_from, reason)
 
 
-@main.command()
+@main.command(short_help="Go back to the version that was live before.")
 @REGISTRY
 @MODEL
 @click.option("--to", type=int, help="The version to go back to. Default: the one that was live before.")
@@ -168,7 +177,7 @@ def rollback(registry: str, model: str, to: int | None, reason: str) -> None:
     click.echo(f"{model} version {entry.version} is live again from {_time(entry.effective_from_us)}")
 
 
-@main.command()
+@main.command(short_help="Show what was live from when on, and why.")
 @REGISTRY
 @MODEL
 @AS_JSON
@@ -181,7 +190,7 @@ def log(registry: str, model: str, as_json: bool) -> None:
     _print_rows(("entry", "version", "live from (event time)", "kind", "reason", "by", "at"), rows, as_json)
 
 
-@main.command()
+@main.command(short_help="Show the versions in a registry.")
 @REGISTRY
 @click.option("--model", metavar="NAME", help="Only this model.")
 @AS_JSON
@@ -191,15 +200,18 @@ def versions(registry: str, model: str | None, as_json: bool) -> None:
 
     opened = Registry(registry)
     manifests = [opened.manifest(name, v) for name in ([model] if model else opened.models()) for v in opened.versions(name)]
-    rows = [(m.model, m.version, m.parent, m.digests.version[:12], m.created, m.training.rows if m.training else None) for m in manifests]
+    rows = [
+        (m.model, m.version, m.parent, m.digests.version[:12], m.created, m.training.rows if m.training else None)
+        for m in manifests
+    ]
     _print_rows(("model", "version", "parent", "digest", "created", "learnt from rows"), rows, as_json)
 
 
-def _activate(registry: str, model: str, version: int, effective_from: str | None, reason: str, kind: str) -> None:
+def _activate(registry: str, model: str, version: int, effective_from: str | None, reason: str) -> None:
     from models.activation_log import ActivationLog
 
     at_us = None if effective_from is None else _parse_time(effective_from)
-    entry = ActivationLog(registry, model).activate(version, at_us, by=_who(), reason=reason, kind=kind)
+    entry = ActivationLog(registry, model).activate(version, at_us, by=_who(), reason=reason)
     click.echo(f"{model} version {entry.version} is live from {_time(entry.effective_from_us)} (event time) on")
 
 
@@ -238,7 +250,9 @@ def _clear(job: JobSpec) -> None:
         return
     checkpoint = output / "checkpoint"
     if not (checkpoint / "job.json").exists():
-        raise click.ClickException(f"{output} holds files but is no output folder of Midstream; nothing was deleted. Choose another output.")
+        raise click.ClickException(
+            f"{output} holds files but is no output folder of Midstream; nothing was deleted. Choose another output."
+        )
     with lock(checkpoint / LOCK):
         for name in ("predictions", "evaluations", "dead_letters"):
             shutil.rmtree(output / name, ignore_errors=True)
@@ -253,7 +267,7 @@ def _clear(job: JobSpec) -> None:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Drops what libraries write to the standard error past Python while they are imported, and Beam's own account of errors later."""
+    """Drops what libraries say past Python while they are imported, and later on Beam's own account of errors."""
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what a step raises is raised here, too
     logging.getLogger().addFilter(lambda record: "Resource module is not available" not in record.getMessage())
     sys.stderr.flush()

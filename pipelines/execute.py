@@ -16,7 +16,7 @@ from models.registry import Manifest, Registry
 from pipelines.graph import DEAD_LETTERS, EVALUATIONS, LABELS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
 from pipelines.notices import dead_letter_notices
-from pipelines.planning import StreamPlanner, StreamPlan
+from pipelines.planning import StreamPlan, StreamPlanner
 from pipelines.replay import save_job
 from pipelines.report import write_report
 from pipelines.resolve import JobError, resolve
@@ -147,7 +147,9 @@ class Execution:
     def _run_batch(self, checkpoint: Checkpoint) -> None:
         if checkpoint.last_commit() is not None:
             if (checkpoint.offset(0) or {}).get("mode") != "batch":
-                raise JobError(f"the job of {self._output} was begun in micro-batches; go on in that mode, or choose another output folder")
+                raise JobError(
+                    f"the job of {self._output} was begun in micro-batches; go on in that mode, or choose another output folder"
+                )
             self._ended_before(False)
             return
         sources = {RECORDS: self.resolved.records, LABELS: self.resolved.labels}
@@ -162,7 +164,9 @@ class Execution:
             if not self._log_changed(before):
                 break
         else:
-            raise JobError(f"the activation log of {self.job.model.name} was changed during each of {_TRIES} runs; run it again")
+            raise JobError(
+                f"the activation log of {self.job.model.name} was changed during each of {_TRIES} runs; run it again"
+            )
         note = {"records": counts.get(RECORDS, 0), "counts": counts, DRAIN: True}
         checkpoint.write_offset(0, {"plan": None, "mode": "batch"})
         checkpoint.write_commit(0, note)
@@ -172,7 +176,10 @@ class Execution:
         """Seals what a batch has served; whether somebody changed that part of the log while it ran."""
         if not self.job.seal or self.job.kind == "learn":
             return False
-        latest = max((part_time for part_time in map(_latest_event_time_us, self._parts(PREDICTIONS, 0)) if part_time is not None), default=None)
+        latest = max(
+            (part_time for part_time in map(_latest_event_time_us, self._parts(PREDICTIONS, 0)) if part_time is not None),
+            default=None,
+        )
         if latest is None:
             return False
         self._log.seal(latest + 1, by=self.job.name)
@@ -189,7 +196,10 @@ class Execution:
             if fault is None:
                 raise
             what = f"{fault.strerror or fault}{f': {fault.filename}' if fault.filename else ''}"
-            raise JobError(f"the job of {self._output} stopped: {what}. Put it right and give the same command again: it goes on where this one stopped") from error
+            raise JobError(
+                f"the job of {self._output} stopped: {what}. Put it right and give the same command again: it goes on where "
+                "this one stopped"
+            ) from error
 
     def _discard(self, number: int) -> None:
         """Takes away what an interrupted try of this run may have left."""
@@ -232,7 +242,9 @@ class Execution:
         summary = summarise(str(self._output), records, counts.get("filtered", 0), label, seconds, versions, windowed)
         ended = last is not None and (checkpoint.commit(last) or {}).get(DRAIN)
         if not ended and self.resolved.ordered and summary.lost is not None and summary.lost > 0:
-            self._notices.append(f"{summary.lost:,} records wait for what is still to come; lost ones can be told apart only at the end")
+            self._notices.append(
+                f"{summary.lost:,} records wait for what is still to come; lost ones can be told apart only at the end"
+            )
             summary = replace(summary, lost=None)
         report = self._output / "report.html"
         write_report(str(self._output), summary, versions, activations, self.job.name, label, str(report))
@@ -267,5 +279,3 @@ def _latest_event_time_us(file: Path) -> int | None:
 
     latest = pc.max(event_time_us(pq.read_table(file, columns=[EVENT_TIME]))).as_py()
     return None if latest is None else int(latest)
-
-

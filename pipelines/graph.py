@@ -68,7 +68,9 @@ class Resolved:
         """How long after a record its label may become known."""
         labels = self.job.labels
         assert labels is not None
-        return labels.horizon if labels.horizon is not None else labels.delay
+        horizon = labels.horizon if labels.horizon is not None else labels.delay
+        assert horizon is not None, "labels have a delay or a horizon"
+        return horizon
 
 
 def build(pipeline: beam.Pipeline, resolved: Resolved, run_file: str) -> None:
@@ -164,6 +166,7 @@ def _learn(
 ) -> tuple[beam.PCollection, beam.PCollection, beam.PCollection]:
     job = resolved.job
     assert job.learner is not None
+    assert job.labels is not None
     assert resolved.first_version is not None
     registry, model = job.model.registry, job.model.name
     train = Train(
@@ -218,13 +221,19 @@ class SplitLabels(beam.PTransform):
 
     def expand(self, rows: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
         label, delay_us = self._label, self._delay_us
-        records = rows | "records" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[0]).with_output_types(pa.RecordBatch)
-        labels = rows | "labels" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[1]).with_output_types(pa.RecordBatch)
+        records = rows | "records" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[0]).with_output_types(
+            pa.RecordBatch
+        )
+        labels = rows | "labels" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[1]).with_output_types(
+            pa.RecordBatch
+        )
         return records, labels
 
 
 def _late(batch: pa.RecordBatch) -> pa.RecordBatch:
-    return dead_letters(batch, "late", "it came after the watermark had passed its event time; allow more out-of-orderness if it should count")
+    return dead_letters(
+        batch, "late", "it came after the watermark had passed its event time; allow more out-of-orderness if it should count"
+    )
 
 
 def _unmatched(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -1,7 +1,7 @@
 """What a job is: the typed form of the `job` section of a template.
 
-A job reads records, runs steps over them, and then serves (predicts with the live versions of a model), learns (trains new versions from
-labelled rows), or both in one graph. Everything is checked here, before anything runs.
+A job reads records, runs steps over them, and then serves (predicts with the live versions of a model), learns (trains new
+versions from labelled rows), or both in one graph. Everything is checked here, before anything runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from transforms.durations import format_duration, parse_duration
-
 
 
 def _positive(duration_us: int) -> int:
@@ -132,7 +131,8 @@ class Step(Section):
 class LabelsSection(Section):
     """Where labels come from: a column of the records, known `delay` after them, or a stream of their own.
 
-    A stream's event time is the moment a label became known. It joins the records that agree in the columns `on`, up to `horizon` after them.
+    A stream's event time is the moment a label became known. It joins the records that agree in the columns `on`, up to
+    `horizon` after them.
     """
 
     column: str
@@ -144,9 +144,14 @@ class LabelsSection(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> LabelsSection:
         if (self.delay is None) == (self.source is None):
-            raise ValueError("labels want either `delay` (the label is a column of the records) or `source` (it comes in a stream of its own)")
+            raise ValueError(
+                "labels want either `delay` (the label is a column of the records) or `source` (it comes in a stream of its "
+                "own)"
+            )
         if self.source is not None and (not self.on or self.horizon is None):
-            raise ValueError("a label stream wants `on` (the columns that join it to the records) and `horizon` (how late a label may come)")
+            raise ValueError(
+                "a label stream wants `on` (the columns that join it to the records) and `horizon` (how late a label may come)"
+            )
         return self
 
 

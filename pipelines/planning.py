@@ -68,7 +68,9 @@ class StreamPlan:
 class StreamPlanner:
     """A `runners.micro_batch.Planner` over the records and, if they come in a stream of their own, the labels."""
 
-    def __init__(self, records: FileSource, labels: FileSource | None, max_records: int | None, max_span_us: int | None) -> None:
+    def __init__(
+        self, records: FileSource, labels: FileSource | None, max_records: int | None, max_span_us: int | None
+    ) -> None:
         """Creates the planner.
 
         Args:
@@ -103,4 +105,3 @@ class StreamPlanner:
         if records is not None:
             return records.watermark_us
         return max(end.max_event_time_us - self._out_of_orderness_us, MIN_WATERMARK_US)
-

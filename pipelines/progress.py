@@ -95,7 +95,11 @@ def _count_lines(resolved: Resolved) -> int | None:
     total = 0
     for listed in resolved.records.list_files():
         file, name = Path(listed.path), listed.name
-        if not file.is_file() or file.stat().st_size > _COUNTED_BYTES or not name.removesuffix(".gz").endswith((".csv", ".jsonl")):
+        if (
+            not file.is_file()
+            or file.stat().st_size > _COUNTED_BYTES
+            or not name.removesuffix(".gz").endswith((".csv", ".jsonl"))
+        ):
             return None
         try:
             with gzip.open(file) if name.endswith(".gz") else file.open("rb") as lines:

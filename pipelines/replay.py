@@ -1,7 +1,7 @@
 """Replays a job: predicts again, each record with the version that was live at its event time, and compares.
 
-Which version that is follows from the record and the activation log alone, so a replay of last month gives the predictions that were made,
-bit for bit. Nothing is learnt, activated or sealed.
+Which version that is follows from the record and the activation log alone, so a replay of last month gives the predictions
+that were made, bit for bit. Nothing is learnt, activated or sealed.
 """
 
 from __future__ import annotations
@@ -107,5 +107,8 @@ def _predictions(output: str) -> pa.Table:
     parts = Parts(output, PREDICTIONS)
     table = pa.Table.from_batches(parts.batches(list(parts.types)))
     return pa.table(
-        {name: c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for name, c in zip(table.schema.names, table.columns, strict=True)}
+        {
+            name: c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c
+            for name, c in zip(table.schema.names, table.columns, strict=True)
+        }
     ).sort_by(SEQUENCE)

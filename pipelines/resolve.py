@@ -50,7 +50,10 @@ def resolve(job: JobSpec) -> Resolved:
         raise JobError(str(error)) from None
     own = [name for name in features.names if name not in RESERVED]
     if always := [name for name in job.keep if name in RESERVED]:
-        raise JobError(f"keep: {', '.join(always)} need not be asked for: the predictions have the time, the source and the row in any case")
+        raise JobError(
+            f"keep: {', '.join(always)} need not be asked for: the predictions have the time, the source and the row in any "
+            "case"
+        )
     if missing := [name for name in job.keep if name not in own]:
         raise JobError(f"keep: there is no column {', '.join(missing)} behind the steps; there are {', '.join(own)}")
     first_version = _first_version(job, features) if job.learner is not None else None
@@ -59,7 +62,9 @@ def resolve(job: JobSpec) -> Resolved:
     outputs = _outputs(signature)
     taken = {*features.names, *((LABEL_TIME,) if job.labels else ())}
     if clash := sorted(taken.intersection([*outputs.names, "model", "version", "digest", "policy"])):
-        raise JobError(f"the records have columns with names of the model's outputs or of the lineage: {', '.join(clash)}; rename them")
+        raise JobError(
+            f"the records have columns with names of the model's outputs or of the lineage: {', '.join(clash)}; rename them"
+        )
     return Resolved(job, records, labels, planned, features, outputs if job.kind != "learn" else None, first_version)
 
 
@@ -70,7 +75,9 @@ def _check_output(folder: str) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise JobError(f"the output folder {folder} cannot be written: {error.strerror}. Choose another with --param output=DIR") from None
+        raise JobError(
+            f"the output folder {folder} cannot be written: {error.strerror}. Choose another with --param output=DIR"
+        ) from None
 
 
 def _source(section: SourceSection, fed: Sequence[str] = (), declare: str = "columns") -> tuple[FileSource, Schema]:
@@ -91,7 +98,7 @@ def _inferred(section: SourceSection, fed: Sequence[str], declare: str) -> Schem
 
     Args:
         section: the source.
-        fed: columns that go to the model as they are. If values of them are missing, that is a fault of the record unless the user
+        fed: columns that go to the model as they are. A missing value of theirs is a fault of the record unless the user
             declared the column with `?`.
         declare: the parameter that declares columns.
     """
@@ -111,7 +118,7 @@ def _fed_columns(job: JobSpec) -> list[str]:
         return []
     if job.learner is not None:
         return list(job.learner.features)
-    return [name for name in _contract(job).inputs]
+    return list(_contract(job).inputs)
 
 
 def _labels_source(job: JobSpec, records: Schema) -> FileSource | None:
@@ -124,15 +131,20 @@ def _labels_source(job: JobSpec, records: Schema) -> FileSource | None:
             raise JobError(f"the labels have no column {name!r}; they have {', '.join(schema.names)}")
     for name in section.on:
         if name not in records.names:
-            raise JobError(f"labels join records on {name!r}, which the records do not have; they have {', '.join(records.names)}")
+            raise JobError(
+                f"labels join records on {name!r}, which the records do not have; they have {', '.join(records.names)}"
+            )
         ours, theirs = records[name], schema[name]
         if ours.arrow != theirs.arrow:
             raise JobError(
-                f"labels join records on {name!r}, which is {ours.type_text} in the records and {theirs.type_text} in the labels; "
+                f"labels join records on {name!r}, which is {ours.type_text} in the records and {theirs.type_text} in the "
+                "labels; "
                 "declare both with the same type"
             )
     if job.learner is not None and section.column in records.names:
-        raise JobError(f"the records have a column {section.column!r}, as the labels do; leave it out of the records' declared columns")
+        raise JobError(
+            f"the records have a column {section.column!r}, as the labels do; leave it out of the records' declared columns"
+        )
     return labels
 
 
@@ -161,7 +173,9 @@ def _first_version(job: JobSpec, features: pa.Schema) -> int:
     assert job.labels is not None
     missing = [name for name in job.learner.features if name not in features.names]
     if missing:
-        raise JobError(f"learner: there is no column {', '.join(missing)} behind the steps; there are {', '.join(features.names)}")
+        raise JobError(
+            f"learner: there is no column {', '.join(missing)} behind the steps; there are {', '.join(features.names)}"
+        )
     registry, publication = Registry(job.model.registry), f"{job.name}/seed"
     found = registry.find_publication(job.model.name, publication)
     if found is not None:
@@ -197,7 +211,9 @@ def _check_inputs(job: JobSpec, signature: Signature, features: pa.Schema, schem
         try:
             to_numpy(rows, name, field.dtype, field.shape)
         except ValueError as error:
-            raise JobError(f"model {job.model.name}: {error}{_declare(job, schema, name, field.dtype) if name in own.names else ''}") from None
+            raise JobError(
+                f"model {job.model.name}: {error}{_declare(job, schema, name, field.dtype) if name in own.names else ''}"
+            ) from None
 
 
 def _declare(job: JobSpec, schema: Schema, name: str, dtype: str) -> str:
@@ -205,7 +221,10 @@ def _declare(job: JobSpec, schema: Schema, name: str, dtype: str) -> str:
     if job.source.columns or name not in schema.names or dtype == "string":
         return ""
     wanted = ",".join(f"{c.name}:{dtype if c.name == name else c.type_text}" for c in schema.columns)
-    return f". Its type was inferred from the first rows. If some of them are wrong, declare it, and they become dead letters: --param columns={wanted}"
+    return (
+        ". Its type was inferred from the first rows. If some of them are wrong, declare it, and they become dead letters: "
+        f"--param columns={wanted}"
+    )
 
 
 def _outputs(signature: Signature) -> pa.Schema:
@@ -215,5 +234,3 @@ def _outputs(signature: Signature) -> pa.Schema:
         return output_schema(signature)
     except ModelError as error:
         raise JobError(str(error)) from None
-
-

@@ -1,4 +1,4 @@
-"""The steps of a job as transforms: neighbouring row-local steps run as one, each stateful step has its state in the checkpoint."""
+"""A job's steps as transforms: row-local neighbours run as one, each stateful step keeps its state in the checkpoint."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ class Apply(beam.PTransform):
         super().__init__()
         self._stages, self._runs = planned, runs
 
-    def expand(
-        self, batches: beam.PCollection
-    ) -> tuple[beam.PCollection, list[beam.PCollection], list[beam.PCollection]]:
+    def expand(self, batches: beam.PCollection) -> tuple[beam.PCollection, list[beam.PCollection], list[beam.PCollection]]:
         dead, late = [], []
         for stage in self._stages:
             if stage.operator is None:

@@ -8,8 +8,8 @@
     job:
       source: {path: "${input}"}
 
-`${name}` alone stands for the parameter's value, with its type; inside text it is written out. A setting whose value is null is left out.
-`${here}` is the folder of the template.
+`${name}` alone stands for the parameter's value, with its type; inside text it is written out. A setting whose value is null
+is left out. `${here}` is the folder of the template.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Parameter(BaseModel):
     @property
     def notes(self) -> str:
         """Type, values and default in a few words."""
-        notes = [self.type]
+        notes: list[str] = [self.type]
         if self.allowed:
             notes.append(f"one of {', '.join(map(str, self.allowed))}")
         if self.minimum is not None:
@@ -154,7 +154,9 @@ class Template(BaseModel):
         defaults = [parameter.default for parameter in self.parameters.values()]
         unknown = sorted(set(_references([self.job, defaults])) - {"here", *self.parameters})
         if unknown:
-            raise ValueError(f"there are references to {', '.join('${' + name + '}' for name in unknown)}, and no such parameters")
+            raise ValueError(
+                f"there are references to {', '.join('${' + name + '}' for name in unknown)}, and no such parameters"
+            )
         return self
 
     def fill(self, given: Mapping[str, Any], here: Path = FOLDER) -> JobSpec:
@@ -165,7 +167,8 @@ class Template(BaseModel):
             here: the folder of the template.
 
         Raises:
-            TemplateError: a parameter is unknown, missing or of the wrong type, or the job does not hold together. Names all faults.
+            TemplateError: a parameter is unknown, missing or of the wrong type, or the job does not hold together. Names all
+                faults.
         """
         values = _Values(self.parameters, given, here)
         if values.problems:
@@ -175,7 +178,9 @@ class Template(BaseModel):
             return JobSpec.model_validate(_filled(job, values))
         except ValidationError as error:
             lines = [_origin(job, fault["loc"]) + _message(fault) for fault in error.errors()]
-            raise TemplateError(f"template {self.name}: the job does not hold together\n" + "\n".join(dict.fromkeys(lines))) from None
+            raise TemplateError(
+                f"template {self.name}: the job does not hold together\n" + "\n".join(dict.fromkeys(lines))
+            ) from None
 
 
 def load(name_or_path: str) -> tuple[Template, Path]:
@@ -192,7 +197,9 @@ def load(name_or_path: str) -> tuple[Template, Path]:
     except FileNotFoundError:
         close = difflib.get_close_matches(name_or_path, names(), 1)
         hint = f"did you mean {close[0]}? There are" if close else "there are"
-        raise TemplateError(f"there is no template {name_or_path!r}; {hint} {', '.join(names())}, or give the path of a .yaml file") from None
+        raise TemplateError(
+            f"there is no template {name_or_path!r}; {hint} {', '.join(names())}, or give the path of a .yaml file"
+        ) from None
     except ValidationError as error:
         faults = "\n".join(_origin({}, fault["loc"]) + _message(fault) for fault in error.errors())
         raise TemplateError(f"{path} is not a template:\n{faults}") from None
@@ -289,9 +296,10 @@ def _origin(job: Any, place: tuple[int | str, ...]) -> str:
     """Where a fault is: the setting, and the parameter that it comes from."""
     node = job
     for key in place:
-        if not isinstance(node, dict | list) or (key not in node if isinstance(node, dict) else key not in range(len(node))):
+        if (isinstance(node, list) and isinstance(key, int) and key < len(node)) or (isinstance(node, dict) and key in node):
+            node = node[key]
+        else:
             break
-        node = node[key]
     setting = ".".join(map(str, place))
     names = list(dict.fromkeys(_references(node))) if place else []
     if names:

@@ -97,7 +97,9 @@ class Checkpoint:
         now = json.loads(text)
         changes = "; ".join(_differences(before, now))
         if changes:
-            raise CheckpointError(f"{self.folder} is the checkpoint of a job with other settings ({changes}). Use another output folder.")
+            raise CheckpointError(
+                f"{self.folder} is the checkpoint of a job with other settings ({changes}). Use another output folder."
+            )
 
     def _numbers(self, name: str) -> list[int]:
         return [int(entry.stem) for entry in (self.folder / name).iterdir() if entry.stem.isdigit()]
@@ -121,7 +123,9 @@ def lock(file: Path) -> IO[str]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
-        raise CheckpointError(f"another process runs the job of {file.parent}: stop it first, or give this one another folder") from None
+        raise CheckpointError(
+            f"another process runs the job of {file.parent}: stop it first, or give this one another folder"
+        ) from None
     return handle
 
 
@@ -129,7 +133,9 @@ def _differences(before: Any, now: Any, place: str = "") -> list[str]:
     """What differs, by the innermost settings."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
-        return [text for key in keys for text in _differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)]
+        return [
+            text for key in keys for text in _differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+        ]
     return [] if before == now else [f"{place}: was {json.dumps(before)}, is {json.dumps(now)}"]
 
 

@@ -1,7 +1,7 @@
 """Runs a graph in this process.
 
-Beam's `DirectRunner` takes Prism when it finds its binary and the in-process runner otherwise; so that a job does the same thing everywhere, the
-in-process one is named here.
+Beam's `DirectRunner` takes Prism when it finds its binary and the in-process runner otherwise; so that a job does the same
+thing everywhere, the in-process one is named here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 
 import apache_beam as beam
-from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult
 

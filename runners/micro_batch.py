@@ -1,8 +1,9 @@
 """Runs a stream as a row of bounded Beam runs, exactly once.
 
-For each micro-batch: decide what it reads and write that down; run it from the state the one before left; write down that it is done. The input,
-the state and the names of the outputs follow from the number of the micro-batch, so one that was killed anywhere is simply run again.
-Spark's Structured Streaming works in the same way (Armbrust et al., "Structured Streaming", SIGMOD 2018, section 6.1).
+For each micro-batch: decide what it reads and write that down; run it from the state the one before left; write down that it
+is done. The input, the state and the names of the outputs follow from the number of the micro-batch, so one that was killed
+anywhere is simply run again. Spark's Structured Streaming works in the same way (Armbrust et al., "Structured Streaming",
+SIGMOD 2018, section 6.1).
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class MicroBatchDriver:
         Args:
             checkpoint: where it stands.
             planner: cuts the input.
-            run: runs one micro-batch to its end and gives a JSON-able note that is kept with the commit; may be called again for the
-                same micro-batch, and must then have the same effect.
+            run: runs one micro-batch to its end and gives a JSON-able note that is kept with the commit; may be called again
+                for the same micro-batch, and must then have the same effect.
             on_commit: told after each commit.
             stop: set to stop.
         """

@@ -1,7 +1,8 @@
 """One bounded run of a job, as data that flows through the graph.
 
-A graph is built once and run for every micro-batch. What differs from run to run (what to read, where the states are, the watermark, the
-log so far) is written into a file before the run, and enters the graph as the one element of its first collection.
+A graph is built once and run for every micro-batch. What differs from run to run (what to read, where the states are, the
+watermark, the log so far) is written into a file before the run, and enters the graph as the one element of its first
+collection.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class BoundedRun:
     def write(self, path: str) -> None:
         """Writes the run into the file from which the graph will read it."""
         timeline = {name: getattr(self.timeline, name).tolist() for name in ("effective_from_us", "version", "sequence")}
-        reads = {name: [[[list(part) for part in map(_as_tuple, t.ranges)], t[1]] for t in tasks] for name, tasks in self.reads.items()}
+        reads = {
+            name: [[[list(part) for part in map(_as_tuple, t.ranges)], t[1]] for t in tasks]
+            for name, tasks in self.reads.items()
+        }
         content = {
             "number": self.number,
             "reads": reads,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from apache_beam.io.filesystems import FileSystems
 
-from transforms.decoding import DEFAULT_BATCH_ROWS, Decoded, decode, split
-from transforms.decoding_records import format_of
+from transforms.decoding.files import DEFAULT_BATCH_ROWS, Decoded, decode, split
+from transforms.decoding.records import format_of
 from transforms.schema import Schema, TimeSpec
 
 _WILDCARD = re.compile(r"[*?\[]")

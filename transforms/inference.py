@@ -1,7 +1,7 @@
 """Predictions through Beam's RunInference, on whole RecordBatches, with their lineage.
 
-RunInference is given one model for good: the process's `ModelCache`. Each request names the version it wants, so a swap never touches what
-RunInference holds, and its metrics, batching options and exception handling stay in use.
+RunInference is given one model for good: the process's `ModelCache`. Each request names the version it wants, so a swap
+never touches what RunInference holds, and its metrics, batching options and exception handling stay in use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from transforms.dead_letters import dead_letters
 from transforms.model_timeline import Request
 
 LINEAGE = pa.schema(
-    [pa.field("model", NAME_TYPE), pa.field("version", pa.int64()), pa.field("digest", NAME_TYPE), pa.field("policy", NAME_TYPE)]
+    [
+        pa.field("model", NAME_TYPE),
+        pa.field("version", pa.int64()),
+        pa.field("digest", NAME_TYPE),
+        pa.field("policy", NAME_TYPE),
+    ]
 )
 
 

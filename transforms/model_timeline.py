@@ -1,12 +1,14 @@
 """Which version serves which record: the activation log as a side input.
 
-The log comes as a stream of timelines and activations. A record's version follows from its event time and from the log alone (`Timeline.as_of`), so a
-replay, a micro-batch and a batch give it the same one. Rows that one batch shares between versions are split here.
+The log comes as a stream of timelines and activations. A record's version follows from its event time and from the log
+alone (`Timeline.as_of`), so a replay, a micro-batch and a batch give it the same one. Rows that one batch shares between
+versions are split here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -15,7 +17,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from models.activation_log import Activation
-from models.timeline import COLD_START, Timeline
+from models.timeline import Timeline
 from transforms.batches import event_time_us
 
 
@@ -61,7 +63,7 @@ class _Assign(beam.DoFn):
         if len(changes) == 0 or np.all(np.diff(versions[np.concatenate([[0], changes])]) > 0):
             # In order of time each version is one run of rows: slices, without a copy.
             bounds = [0, *changes.tolist(), len(versions)]
-            pieces = [(int(versions[lo]), batch.slice(lo, hi - lo)) for lo, hi in zip(bounds[:-1], bounds[1:], strict=True) if hi > lo]
+            pieces = [(int(versions[lo]), batch.slice(lo, hi - lo)) for lo, hi in pairwise(bounds) if hi > lo]
         else:
             pieces = [(int(v), batch.take(pa.array(np.flatnonzero(versions == v)))) for v in np.unique(versions)]
         for version, rows in pieces:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from transforms.batches import MIN_WATERMARK_US, ROW, event_time_us
-from transforms.decoding import Decoded, split
+from transforms.decoding.files import Decoded, split
 from transforms.file_source import FileInfo, FileSource, Range, read_range
 
 # The most that the decoded batches of a planned micro-batch may take until it is read; a larger one is decoded again.

@@ -123,8 +123,8 @@ class Schema:
 
     @staticmethod
     def infer(path: str, format: str = "auto") -> Schema:
-        """Proposes a schema from the first rows of a file; see `transforms.decoding_infer.infer_schema`."""
-        from transforms.decoding_infer import infer_schema
+        """Proposes a schema from the first rows of a file; see `transforms.decoding.infer.infer_schema`."""
+        from transforms.decoding.infer import infer_schema
 
         return infer_schema(path, format)
 

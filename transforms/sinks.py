@@ -1,8 +1,8 @@
 """Parquet folders that a redone run writes again instead of twice.
 
-Workers write files under hidden names and pass the names on; the names that arrive are those of bundles that succeeded. One last step
-gives them their final names, which depend on the run alone (`part-000042-00000.parquet` is the first file of micro-batch 42). A run that
-is done again replaces them.
+Workers write files under hidden names and pass the names on; the names that arrive are those of bundles that succeeded. One
+last step gives them their final names, which depend on the run alone (`part-000042-00000.parquet` is the first file of
+micro-batch 42). A run that is done again replaces them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class WriteParquet(beam.PTransform):
 
     def expand(self, streams: Mapping[str, beam.PCollection]) -> beam.PCollection:
         written = [
-            stream | f"write {folder.rsplit('/', 1)[-1]}" >> beam.ParDo(_WriteBundle(folder, self._columns.get(folder))).with_output_types(Written)
+            stream
+            | f"write {folder.rsplit('/', 1)[-1]}"
+            >> beam.ParDo(_WriteBundle(folder, self._columns.get(folder))).with_output_types(Written)
             for folder, stream in streams.items()
         ]
         # One group for all folders: every step of this kind costs a micro-batch some milliseconds.

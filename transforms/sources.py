@@ -16,7 +16,7 @@ from apache_beam.metrics import Metrics
 
 from transforms.batches import MIN_WATERMARK_US, ROW, WATERMARK, event_time_us
 from transforms.bounded_run import ReadTask
-from transforms.decoding import Decoded
+from transforms.decoding.files import Decoded
 from transforms.file_source import FileInfo, FileSource, Range, all_files, read_range
 from transforms.planning import FilePlanner, Plan, Position, planned_batches
 

@@ -1,8 +1,8 @@
 """Runs an `Operator` inside Beam in a bounded run: a batch, or one micro-batch of a stream.
 
 The rows of a shard are grouped, put in order of arrival and handed to the operator together with the state that the
-micro-batch before left in the checkpoint. The state it leaves is written for the next one under a name that depends on the micro-batch
-alone: a micro-batch that is done again writes the same file again.
+micro-batch before left in the checkpoint. The state it leaves is written for the next one under a name that depends on the
+micro-batch alone: a micro-batch that is done again writes the same file again.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _AdvanceShard(beam.DoFn):
         (run,) = (row for batch in batches.pop(_RUN) for row in batch.to_pylist())
         inputs = {tag: _in_order(pa.Table.from_batches(rows)) for tag, rows in batches.items()}
         file = f"{self._name.replace(' ', '-')}-{shard:05d}.arrow"
-        state = read_state(f"{run['state_in']}/{file}") if run["state_in"] else {}
+        state: State = read_state(f"{run['state_in']}/{file}") if run["state_in"] else {}
         state, tables = self._operator.advance(state, inputs, run["watermark_us"])
         if run["state_out"]:
             write_state(f"{run['state_out']}/{file}", state)

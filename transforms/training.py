@@ -1,8 +1,9 @@
 """Labelled rows in, versions and their activations out: the learner as a step of the stream.
 
-The rows of each fixed window of label time (the time a label became known) are learnt in order, and the window's end is the moment the next
-version goes live. Windows close by the watermark, rows are learnt in an order that follows from the stream alone, and the model is its own checkpoint. So
-the same input gives the same versions, bit for bit, however it is cut; a window that is learnt again after a crash finds its version published.
+The rows of each fixed window of label time (the time a label became known) are learnt in order, and the window's end is the
+moment the next version goes live. Windows close by the watermark, rows are learnt in an order that follows from the stream
+alone, and the model is its own checkpoint. So the same input gives the same versions, bit for bit, however it is cut; a
+window that is learnt again after a crash finds its version published.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ class Train:
         tables = [table for table in (state.get("pending"), inputs.get("in")) if table is not None and table.num_rows]
         version, seen, served_us = self.first_version, 0, MIN_WATERMARK_US
         if "position" in state:
-            version, seen, served_us = (state["position"].column(name)[0].as_py() for name in ("version", "rows", "watermark_us"))
-        activations: list[tuple[int, int, int]] = []
+            (position,) = state["position"].to_pylist()
+            version, seen, served_us = position["version"], position["rows"], position["watermark_us"]
+        activations: list[dict[str, int]] = []
         refused: list[pa.RecordBatch] = []
         pending = pa.concat_tables(tables) if tables else None
         if pending is not None:
@@ -74,7 +76,8 @@ class Train:
             for end in np.unique(ends[ends <= watermark_us]).tolist():
                 # Rows up to the last watermark are predicted: a version from before it would rewrite what was said.
                 assert end > served_us, f"labels of the window up to {end} us came after the watermark {served_us} us"
-                window = _one_batch(pending.filter(pa.array(ends == end)).sort_by([(LABEL_TIME, "ascending"), (SEQUENCE, "ascending")]))
+                rows = pending.filter(pa.array(ends == end))
+                window = _one_batch(rows.sort_by([(LABEL_TIME, "ascending"), (SEQUENCE, "ascending")]))
                 try:
                     version = self._learn(version, window, end).version
                 except ModelError as error:
@@ -82,12 +85,12 @@ class Train:
                     continue
                 seen += window.num_rows
                 if seen >= self.warm_up_rows:
-                    activations.append((version, end, window.num_rows))
+                    activations.append({"version": version, "effective_from_us": end, "rows": window.num_rows})
             pending = pending.filter(pa.array(ends > watermark_us))
-        position = pa.table({"version": [version], "rows": [seen], "watermark_us": [watermark_us]})
-        new_state = {"position": position} | ({"pending": pending} if pending is not None else {})
-        columns = list(zip(*activations, strict=True)) or [[], [], []]
-        given = {"activations": pa.table([pa.array(column, pa.int64()) for column in columns], schema=ACTIVATIONS)}
+        new_state = {"position": pa.table({"version": [version], "rows": [seen], "watermark_us": [watermark_us]})}
+        if pending is not None:
+            new_state["pending"] = pending
+        given = {"activations": pa.Table.from_pylist(activations, ACTIVATIONS)}
         if refused:
             given["refused"] = pa.Table.from_batches(refused)
         return new_state, given

@@ -22,7 +22,7 @@ import tensorflow as tf
 from models.learners.adam import Adam
 from models.naming import input_names
 
-# Below these a column counts as constant: what varies less than float32 can tell apart (its epsilon, times the mean), and next to 0.
+# A column counts as constant that varies less than these: float32's epsilon, as a share of the mean; next to nothing.
 SMALLEST_DEVIATION = 1.2e-7
 SMALLEST_VARIANCE = 1e-60
 LARGEST_DEVIATION = 8.0  # in standard deviations; a value farther out would drive the first layer alone

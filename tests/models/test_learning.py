@@ -182,8 +182,13 @@ def test_a_model_that_cannot_learn_is_refused(tmp_path):
 def test_a_learner_with_state_that_is_no_variable_is_refused(tmp_path):
     module = tf.Module()
     module.counts = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)
-    module.learn = tf.function(lambda x: module.counts.insert(x, x) or {"rows": tf.size(x)})
-    learn = module.learn.get_concrete_function(x=tf.TensorSpec([None], tf.int64, "x"))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, "x")])
+    def learn(x):
+        module.counts.insert(x, x)
+        return {"rows": tf.size(x)}
+
+    module.learn = learn
     tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"learn": learn})
     with pytest.raises(
         ModelError, match=r"holds counts.*which are no variables. Keep all that learning changes in `tf.Variable`s"

@@ -52,7 +52,12 @@ def read(output: Path, name: str) -> pa.Table:
     if not tables:
         return pa.table({})
     plain = [
-        pa.table({n: c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for n, c in zip(t.schema.names, t.columns, strict=True)})
+        pa.table(
+            {
+                n: c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c
+                for n, c in zip(t.schema.names, t.columns, strict=True)
+            }
+        )
         for t in tables
     ]
     return pa.concat_tables(plain).sort_by(SEQUENCE).combine_chunks()

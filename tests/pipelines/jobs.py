@@ -70,7 +70,7 @@ def publish(registry: Path, saved_model: Path, model: str = "line", *, activate:
 
 
 def records(rows: int, *, seed: int = 1, start: int = 0) -> pa.Table:
-    """Records a second apart: time, id, a, b, and label = (a + b > 0). Values have three decimals, so every format holds them."""
+    """Records a second apart: time, id, a, b, and label = (a + b > 0). Three decimals, so that every format holds them."""
     draw = np.random.default_rng([seed, start])
     a, b = draw.normal(size=(2, rows)).round(3)
     number = np.arange(start, start + rows)
@@ -130,7 +130,9 @@ def check_counts(ran: Ran) -> None:
     if ran.summary["lost"] is None:
         return
     predicted = [row["sequence"] for row in ran.rows()]
-    dead = [row["sequence"] for row in ran.rows("dead_letters") if row["sequence"] is not None and row["reason"] not in ABOUT_LABELS]
+    dead = [
+        row["sequence"] for row in ran.rows("dead_letters") if row["sequence"] is not None and row["reason"] not in ABOUT_LABELS
+    ]
     assert len(set(predicted + dead)) == len(predicted) + len(dead)
     assert ran.summary["predictions"] == len(predicted)
     assert ran.summary["records"] == len(predicted) + len(dead) + ran.summary["filtered"]

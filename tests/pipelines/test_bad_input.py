@@ -61,7 +61,7 @@ def test_all_kinds_of_bad_rows_in_every_mode(serve, tmp_path):
     file = write_csv(tmp_path / "bad.csv", lines)
     found = [
         read(serve(file, columns=TYPES, **how).output, "dead_letters").to_pylist()
-        for how in ({}, {"mode": "batch"}, {"micro_batch_records": "4"}, {"micro_batch": "7s", **OWN_LABEL})
+        for how in ({}, {"mode": "batch"}, {"micro_batch_records": "11"}, {"micro_batch": "7s", **OWN_LABEL})
     ]
     assert len(found[0]) == len(BAD_ROWS)
     assert found[1:] == [found[0]] * 3
@@ -107,7 +107,9 @@ class TestColumns:
         write_csv(tmp_path / "in" / "2.csv", records(5, start=5).drop_columns(["b"]))
         write_csv(tmp_path / "in" / "3.csv", records(5, start=10))
         ran = serve(tmp_path / "in")
-        assert {(letter["source"], letter["row"]) for letter in ran.rows("dead_letters")} == {("2.csv", row) for row in range(5)}
+        assert {(letter["source"], letter["row"]) for letter in ran.rows("dead_letters")} == {
+            ("2.csv", row) for row in range(5)
+        }
         assert ran.summary["predictions"] == 10
 
     def test_time_column_is_not_there(self, serve, tmp_path):
@@ -130,7 +132,10 @@ class TestColumns:
             ({"columns": "a"}, "expected name:type, got 'a'"),
             ({"time_unit": "ms"}, "time column 'time': unit ms wants it declared as int32"),
             ({"windows": "fixed", "aggregates": "a=sum(a)"}, "fixed windows need size"),
-            ({"windows": "fixed", "window_size": "1s", "aggregates": "z=sum(a)"}, "wants a column 'a'; the records have window_start, window_end, z$"),
+            (
+                {"windows": "fixed", "window_size": "1s", "aggregates": "z=sum(a)"},
+                "wants a column 'a'; the records have window_start, window_end, z$",
+            ),
             ({"windows": "fixed", "window_size": "1s", "aggregates": "a=median(a)"}, "expected an aggregate such as"),
             ({"windows": "fixed", "window_size": "1s", "aggregates": "a=sum(nix)"}, "no column nix"),
         ],
@@ -153,13 +158,13 @@ class TestFiles:
 
     def test_empty_folder(self, serve, tmp_path):
         (tmp_path / "in").mkdir()
-        with pytest.raises(JobError, match="no files match .* holds no files"):
+        with pytest.raises(JobError, match=r"no files match .* holds no files"):
             serve(tmp_path / "in")
 
     @pytest.mark.parametrize("lines", [[], LINES[:1]])
     def test_empty(self, serve, tmp_path, lines):
         file = write_csv(tmp_path / "in.csv", lines)
-        with pytest.raises(JobError, match="cannot infer a schema from .*in.csv.*Declare the columns: --param columns="):
+        with pytest.raises(JobError, match=r"cannot infer a schema from .*in.csv.*Declare the columns: --param columns="):
             serve(file)
         ran = serve(file, columns=TYPES)
         assert (ran.summary["records"], ran.summary["predictions"], ran.rows("dead_letters")) == (0, 0, [])
@@ -182,7 +187,12 @@ class TestFiles:
         write_csv(tmp_path / "in" / "2.csv", records(10, start=3000))
         ran = serve(tmp_path / "in", **how)
         (letter,) = ran.rows("dead_letters")
-        assert (letter["source"], letter["row"], letter["sequence"], letter["reason"]) == ("1.csv.gz", None, None, "unreadable_file")
+        assert (letter["source"], letter["row"], letter["sequence"], letter["reason"]) == (
+            "1.csv.gz",
+            None,
+            None,
+            "unreadable_file",
+        )
         readable = ran.summary["predictions"] - 10
         assert 100 < readable < 3000
         assert f"from row {readable} on" in letter["detail"]
@@ -196,9 +206,9 @@ class TestFiles:
         assert (ran.summary["predictions"], ran.reasons()) == (ROWS, {"unreadable_file": 1})
 
     def test_another_format_than_it_says(self, serve, tmp_path):
-        with pytest.raises(JobError, match="cannot infer a schema from .*in.csv"):
+        with pytest.raises(JobError, match=r"cannot infer a schema from .*in.csv"):
             serve(write_csv(tmp_path / "in.csv", LINES), format="parquet")
-        with pytest.raises(JobError, match="cannot tell the format of 'in.txt'.*csv, jsonl, parquet, tfrecord"):
+        with pytest.raises(JobError, match=r"cannot tell the format of 'in.txt'.*csv, jsonl, parquet, tfrecord"):
             serve(write_csv(tmp_path / "in.txt", LINES))
 
 
@@ -209,10 +219,12 @@ class TestTimeRunsBackwards:
         ran = serve(write_csv(tmp_path / "in.csv", self.LINES))
         assert (ran.summary["predictions"], ran.reasons()) == (ROWS + 5, {})
 
-    @pytest.mark.parametrize("cut", [{}, {"micro_batch": "7s"}, {"micro_batch_records": "4"}, {"mode": "batch"}])
+    @pytest.mark.parametrize("cut", [{}, {"micro_batch": "7s"}, {"micro_batch_records": "11"}, {"mode": "batch"}])
     def test_where_order_matters_late_ones_are_dead_letters(self, serve, tmp_path, cut):
         ran = serve(write_csv(tmp_path / "in.csv", self.LINES), **OWN_LABEL, **cut)
-        assert [(letter["row"], letter["reason"]) for letter in ran.rows("dead_letters")] == [(row, "late") for row in range(20, 25)]
+        assert [(letter["row"], letter["reason"]) for letter in ran.rows("dead_letters")] == [
+            (row, "late") for row in range(20, 25)
+        ]
         assert "allow more out-of-orderness" in ran.notices[0]
         assert (ran.summary["predictions"], ran.summary["evaluated"], ran.summary["accuracy"]) == (ROWS, ROWS, 1.0)
 
@@ -246,7 +258,13 @@ class TestLabelsInFilesOfTheirOwn:
             **LABEL_FILE,
         )
         letters = {(letter["row"], letter["reason"]) for letter in ran.rows("dead_letters")}
-        assert letters == {(30, "no_record"), (31, "duplicate_label"), (32, "no_record"), (33, "unparsable"), (34, "unparsable")}
+        assert letters == {
+            (30, "no_record"),
+            (31, "duplicate_label"),
+            (32, "no_record"),
+            (33, "unparsable"),
+            (34, "unparsable"),
+        }
         assert {letter["source"] for letter in ran.rows("dead_letters")} == {"labels.csv"}
         assert {letter["sequence"] for letter in ran.rows("dead_letters")} == {None}, "they are not numbers of records"
         assert (ran.summary["predictions"], ran.summary["evaluated"], ran.summary["accuracy"]) == (ROWS, ROWS, 1.0)
@@ -265,7 +283,11 @@ class TestLabelsInFilesOfTheirOwn:
         [
             ({"labels_on": "order"}, None, "the labels have no column 'order'; they have known, id, label"),
             ({"label": "y"}, None, "the labels have no column 'y'"),
-            ({}, ["known,id,label", "2026-01-01T00:00:10,x,1"], "join records on 'id', which is int64 in the records and string in the labels"),
+            (
+                {},
+                ["known,id,label", "2026-01-01T00:00:10,x,1"],
+                "join records on 'id', which is int64 in the records and string in the labels",
+            ),
             ({}, ["known,id,label"], "cannot infer a schema .*--param labels_columns="),
         ],
     )
@@ -275,13 +297,15 @@ class TestLabelsInFilesOfTheirOwn:
             serve(write_csv(tmp_path / "in.csv", self.RECORDS), labels_input=labels, **LABEL_FILE | change)
 
     def test_no_files(self, serve, tmp_path):
-        with pytest.raises(JobError, match="no files match .*labels.csv"):
+        with pytest.raises(JobError, match=r"no files match .*labels.csv"):
             serve(write_csv(tmp_path / "in.csv", self.RECORDS), labels_input=tmp_path / "labels.csv", **LABEL_FILE)
 
 
 class TestRegistry:
     def test_not_there(self, serve, tmp_path):
-        with pytest.raises(JobError, match=r"has no version of 'line' \(it has no model at all\). Publish one first: midstream publish"):
+        with pytest.raises(
+            JobError, match=r"has no version of 'line' \(it has no model at all\). Publish one first: midstream publish"
+        ):
             serve(write_csv(tmp_path / "in.csv", LINES), registry=tmp_path / "nix")
 
     def test_without_such_a_model(self, serve, tmp_path):
@@ -291,7 +315,9 @@ class TestRegistry:
     @pytest.mark.parametrize("how", [{}, OWN_LABEL, {"mode": "batch"}])
     def test_nothing_was_ever_activated(self, serve, tmp_path, how):
         ran = serve(write_csv(tmp_path / "in.csv", LINES), model="cold", **how)
-        assert {(row["version"], row["score"], row["digest"], row["policy"]) for row in ran.rows()} == {(0, None, None, "cold_start")}
+        assert {(row["version"], row["score"], row["digest"], row["policy"]) for row in ran.rows()} == {
+            (0, None, None, "cold_start")
+        }
         assert (ran.summary["cold_start"], ran.summary["predictions"], ran.summary["swaps"]) == (ROWS, ROWS, 0)
 
 
@@ -299,12 +325,14 @@ class TestOutput:
     def test_cannot_be_written(self, serve, tmp_path):
         file = write_csv(tmp_path / "in.csv", LINES)
         for output in (file, file / "below"):
-            with pytest.raises(JobError, match="the output folder .* cannot be written: .*--param output=DIR"):
+            with pytest.raises(JobError, match=r"the output folder .* cannot be written: .*--param output=DIR"):
                 serve(file, output=output)
 
     def test_belongs_to_another_job(self, serve, tmp_path):
         file = write_csv(tmp_path / "in.csv", LINES)
         before = serve(file, output=tmp_path / "out")
-        with pytest.raises(CheckpointError, match=r'other settings \(model.name: was "line", is "keras"\). Use another output folder'):
+        with pytest.raises(
+            CheckpointError, match=r'other settings \(model.name: was "line", is "keras"\). Use another output folder'
+        ):
             serve(file, output=tmp_path / "out", model="keras")
         assert read(before.output).to_pylist() == before.rows()

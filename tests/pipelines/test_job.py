@@ -71,5 +71,5 @@ def test_a_name_twice_is_one():
 @pytest.mark.parametrize("aggregates", ["a=sum(x);a=mean(x)", "sum(x)", "=sum(x);=mean(x)"])
 def test_aggregates_that_are_none(aggregates):
     step = {"windows": {"kind": "fixed", "size": "1s", "aggregates": aggregates}}
-    with pytest.raises(ValidationError, match="expected (every )?name"):
+    with pytest.raises(ValidationError, match=r"expected (every )?name"):
         JobSpec.model_validate(SERVE | {"steps": [step]})

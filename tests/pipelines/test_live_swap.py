@@ -59,7 +59,15 @@ def slopes(tmp_path: Path) -> np.ndarray:
 
     registry = Registry(str(tmp_path / "registry"))
     paths = [registry.path("line", version) for version in registry.versions("line")]
-    return np.array([np.nan, *(tf.train.load_checkpoint(f"{p}/variables/variables").get_tensor("slope/.ATTRIBUTES/VARIABLE_VALUE") for p in paths)])
+    return np.array(
+        [
+            np.nan,
+            *(
+                tf.train.load_checkpoint(f"{p}/variables/variables").get_tensor("slope/.ATTRIBUTES/VARIABLE_VALUE")
+                for p in paths
+            ),
+        ]
+    )
 
 
 def check_every_prediction(tmp_path: Path, rows: int) -> pa.Table:
@@ -70,7 +78,9 @@ def check_every_prediction(tmp_path: Path, rows: int) -> pa.Table:
     expected = ActivationLog(str(tmp_path / "registry"), "line").timeline().as_of(times)
     np.testing.assert_array_equal(versions, expected)
     a, b = (table.column(name).to_numpy().astype(np.float32) for name in "ab")
-    np.testing.assert_allclose(table.column("score").to_numpy(), slopes(tmp_path)[versions].astype(np.float32) * a + b, rtol=1e-6)
+    np.testing.assert_allclose(
+        table.column("score").to_numpy(), slopes(tmp_path)[versions].astype(np.float32) * a + b, rtol=1e-6
+    )
     registry = Registry(str(tmp_path / "registry"))
     digests = {v: registry.manifest("line", v).digests.version for v in registry.versions("line")}
     assert table.column("digest").to_pylist() == [digests[version] for version in versions.tolist()]
@@ -179,7 +189,7 @@ def test_a_process_that_publishes_all_the_time(tmp_path: Path, data: Path) -> No
     publisher = context.Process(target=_keep_publishing, args=arguments, daemon=True)
     publisher.start()
     assert started.wait(60)
-    serve(tmp_path, data, {number: rounds.release for number in range(1, 9)}, micro_batch_records=100)
+    serve(tmp_path, data, dict.fromkeys(range(1, 9), rounds.release), micro_batch_records=100)
     threading.Thread(target=lambda: [rounds.release() for _ in range(8)]).start()
     publisher.join(60)
     assert publisher.exitcode == 0

@@ -60,7 +60,20 @@ class TestModels:
         ran = serve(write_csv(tmp_path / "in.csv", records(ROWS)), keep="id,label")
         given = read(ran.output)
         assert given.column_names == [
-            *("event_time", "source", "row", "sequence", "id", "label", "score", "prediction", "model", "version", "digest", "policy")
+            *(
+                "event_time",
+                "source",
+                "row",
+                "sequence",
+                "id",
+                "label",
+                "prediction",
+                "score",
+                "model",
+                "version",
+                "digest",
+                "policy",
+            )
         ]
         np.testing.assert_allclose(given["score"].to_numpy(), scores(records(ROWS)), rtol=1e-6)
         assert given["prediction"].to_pylist() == given["label"].to_pylist()
@@ -95,10 +108,9 @@ class TestInputs:
     def test_every_format_gives_the_same(self, serve, tmp_path):
         found = {}
         for kind in ("csv", "csv.gz", "jsonl", "parquet", "tfrecord"):
-            ran = serve(write(tmp_path / kind, kind, records(ROWS)), keep="id", label="label", label_delay="3s")
-            assert (ran.summary["accuracy"], ran.summary["evaluated"]) == (1.0, ROWS)
-            given = read(ran.output)
-            found[kind] = given.drop_columns(["source"]).set_column(4, "id", given["id"].cast(pa.int64()))
+            given = read(serve(write(tmp_path / kind, kind, records(ROWS)), keep="id", filter="id <> 7").output)
+            found[kind] = given.drop_columns(["source"])
+        assert found["csv"].num_rows == ROWS - 1
         assert all(table.equals(found["csv"]) for table in found.values())
 
     @pytest.mark.parametrize("unit", ["s", "ms", "us"])
@@ -119,7 +131,9 @@ class TestInputs:
         assert [row["id"] for row in ran.rows()] == [row["id"] for row in table if row["a"] > 0 and row["id"] != 3]
         assert ran.summary["filtered"] == ROWS - len(ran.rows())
 
-    @pytest.mark.parametrize("cut", [{"mode": "batch"}, {"micro_batch": "7s"}, {"micro_batch_records": "9"}, {"block_rows": "16"}])
+    @pytest.mark.parametrize(
+        "cut", [{"mode": "batch"}, {"micro_batch": "7s"}, {"micro_batch_records": "9"}, {"block_rows": "16"}]
+    )
     def test_cutting_changes_nothing(self, serve, tmp_path, cut):
         file = write_csv(tmp_path / "in.csv", records(ROWS))
         how = {"keep": "id", "label": "label", "label_delay": "5s", "filter": "a > -1"}
@@ -151,7 +165,10 @@ class TestWindows:
 
     def expected(self, groups: dict[tuple[int, object], list[dict]]) -> dict:
         return {
-            key: (len(rows), pytest.approx(sum(row["a"] for row in rows) / len(rows) + sum(row["b"] for row in rows), rel=1e-4, abs=1e-5))
+            key: (
+                len(rows),
+                pytest.approx(sum(row["a"] for row in rows) / len(rows) + sum(row["b"] for row in rows), rel=1e-4, abs=1e-5),
+            )
             for key, rows in groups.items()
         }
 
@@ -180,7 +197,7 @@ class TestWindows:
 
 class TestLabels:
     def test_delay_and_accuracy(self, serve, world, tmp_path):
-        """A model that is often wrong: the accuracy is that of its predictions, and what was predicted is not changed by labels."""
+        """A model that is often wrong: its accuracy is that of its predictions, and labels change no prediction."""
         publish(tmp_path / "registry", world.steep)
         file = write_csv(tmp_path / "in.csv", records(ROWS))
         plain = serve(file, registry=tmp_path / "registry", keep="label")
@@ -193,13 +210,14 @@ class TestLabels:
 
     @pytest.mark.parametrize("cut", [{}, {"micro_batch": "7s"}, {"mode": "batch"}])
     def test_in_files_of_their_own(self, serve, tmp_path, cut):
-        """Some labels never come; the others in another order than the records, in two files."""
+        """Each comes 1 to 20 seconds after its record, so in another order; some never come; there are two files of them."""
         table = records(ROWS)
         rng = np.random.default_rng(5)
-        ids = rng.permutation(ROWS)[: ROWS - 6]
-        known = np.sort(ids + rng.integers(1, 20, len(ids)))  # never before the record it belongs to, as the ids are sorted below
-        ids = np.sort(ids)
-        known = np.maximum(known, ids)
+        ids = np.sort(rng.permutation(ROWS)[: ROWS - 6])
+        known = ids + rng.integers(1, 20, len(ids))
+        by_known = np.argsort(known, kind="stable")
+        ids, known = ids[by_known], known[by_known]
+        assert (np.diff(ids) < 0).any()
         labels = pa.table(
             {
                 "known": pa.array(np.datetime_as_string(START + known.astype("timedelta64[s]"), unit="s")),
@@ -211,11 +229,17 @@ class TestLabels:
         write_csv(tmp_path / "labels" / "2.csv", labels.slice(20))
         ran = serve(
             write_csv(tmp_path / "in.csv", table.drop_columns(["label"])),
-            **{"label": "label", "labels_input": tmp_path / "labels", "labels_time": "known", "labels_on": "id", "label_horizon": "1m"},
+            **{
+                "label": "label",
+                "labels_input": tmp_path / "labels",
+                "labels_time": "known",
+                "labels_on": "id",
+                "label_horizon": "1m",
+            },
             **cut,
         )
         assert (ran.summary["evaluated"], ran.summary["accuracy"], ran.reasons()) == (len(ids), 1.0, {})
-        assert sorted(read(ran.output, "evaluations")["sequence"].to_pylist()) == ids.tolist()
+        assert sorted(read(ran.output, "evaluations")["sequence"].to_pylist()) == sorted(ids.tolist())
         assert ran.summary["predictions"] == ROWS
 
 

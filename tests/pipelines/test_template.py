@@ -98,7 +98,16 @@ class TestFaultsOfParameters:
     serve, _ = templates.load("serve")
 
     def test_all_at_once(self):
-        found = faults(self.serve, inptu="x", registry="r", block_rows="0", drain="perhaps", mode="fast", every="soon", micro_batch_records="1.5")
+        found = faults(
+            self.serve,
+            inptu="x",
+            registry="r",
+            block_rows="0",
+            drain="perhaps",
+            mode="fast",
+            every="soon",
+            micro_batch_records="1.5",
+        )
         assert found[0].startswith("there is no parameter 'inptu'; did you mean input?")
         assert any(line.startswith("input is missing: ") and line.endswith("(--param input=...)") for line in found)
         assert any(line.startswith("model is missing: ") for line in found)
@@ -117,7 +126,9 @@ class TestFaultsOfParameters:
 
     @pytest.mark.parametrize("given", ["nan", "inf", "1e999", "three"])
     def test_no_number(self, given):
-        (found,) = faults(own({"input": text("a"), "registry": text("r"), "rate": {"type": "number", "description": "d"}}), rate=given)
+        (found,) = faults(
+            own({"input": text("a"), "registry": text("r"), "rate": {"type": "number", "description": "d"}}), rate=given
+        )
         assert found.startswith("rate: expected a number")
 
     @pytest.mark.parametrize(("given", "wanted"), [("a,b", ["a", "b"]), (" a , b ,", ["a", "b"]), (["a"], ["a"])])
@@ -165,10 +176,16 @@ class TestFaultsOfJobs:
         [
             ({"kind": "learn"}, "a job that learns (learn) wants the sections `labels` and `learner`"),
             ({"kind": "loop"}, "a job that learns (loop) wants"),
-            ({"learner": {"features": ["a"]}, "labels": {"column": "y", "delay": "1d"}}, "a job that only serves has no `learner`"),
+            (
+                {"learner": {"features": ["a"]}, "labels": {"column": "y", "delay": "1d"}},
+                "a job that only serves has no `learner`",
+            ),
             ({"kind": "sing"}, "kind: Input should be 'serve', 'learn' or 'loop'"),
             ({"colour": "red"}, "colour: there is no such setting"),
-            ({"steps": [{"filter": "a > 0", "map": {"b": "a"}}]}, "a step is one of map, filter, lookup, lags, windows; got map, filter"),
+            (
+                {"steps": [{"filter": "a > 0", "map": {"b": "a"}}]},
+                "a step is one of map, filter, lookup, lags, windows; got map, filter",
+            ),
             ({"steps": [{"filter": "a > 0"}, {"windows": {"kind": "fixed"}}]}, "steps.1.windows.aggregates: is missing"),
             ({"source": {"path": "x", "time": {"start": "yesterday"}}}, "expected a time such as 2026-03-01T12:00:00Z"),
         ],
@@ -198,7 +215,11 @@ class TestReferences:
             "drain": {"type": "boolean", "description": "d", "default": False},
             "keys": {"type": "list", "description": "d", "default": ["a", "b"]},
         }
-        job = JOB | {"output": "out/${rows}-${drain}-${keys}", "run": {"records": "${rows}", "drain": "${drain}"}, "keep": "${keys}"}
+        job = JOB | {
+            "output": "out/${rows}-${drain}-${keys}",
+            "run": {"records": "${rows}", "drain": "${drain}"},
+            "keep": "${keys}",
+        }
         filled = own(parameters, job).fill({"rows": "9"})
         assert (filled.output, filled.run.records, filled.run.drain, filled.keep) == ("out/9-false-a,b", 9, False, ("a", "b"))
 
@@ -230,14 +251,19 @@ class TestFiles:
         return str(file)
 
     def test_of_the_users_own_by_path(self, tmp_path):
-        content = {"name": "own", "description": "d", "job": JOB | {"source": {"path": "${here}/data.csv"}, "model": {"registry": "r", "name": "m"}}}
+        content = {
+            "name": "own",
+            "description": "d",
+            "job": JOB | {"source": {"path": "${here}/data.csv"}, "model": {"registry": "r", "name": "m"}},
+        }
         template, here = templates.load(self.write(tmp_path, yaml.safe_dump(content)))
         assert template.fill({}, here).source.path == f"{tmp_path}/data.csv"
 
     def test_on_is_a_key_and_no_boolean(self, tmp_path):
         """YAML 1.1 reads `on` as true."""
-        job = "{name: own, kind: serve, source: {path: in}, model: {registry: r, name: m}, output: out, steps: [{lookup: {table: t.csv, on: key}}]}"
-        template, here = templates.load(self.write(tmp_path, f"name: own\ndescription: d\njob: {job}\n"))
+        job = "{name: own, kind: serve, source: {path: in}, model: {registry: r, name: m}, output: out, steps: [{lookup: %s}]}"
+        lookup = "{table: t.csv, on: key}"
+        template, here = templates.load(self.write(tmp_path, f"name: own\ndescription: d\njob: {job % lookup}\n"))
         step = template.fill({}, here).steps[0]
         assert step.lookup is not None
         assert step.lookup.on == ("key",)
@@ -249,13 +275,32 @@ class TestFiles:
             ("", "valid dictionary"),
             ("name: own\ndescription: d\n", "job: is missing"),
             ("name: own\ndescription: d\njob: {}\nparams: {}\n", "params: there is no such setting"),
-            ("name: o\ndescription: d\njob: {}\nparameters: {a: {type: text, description: d}}\n", "parameters.a.type: Input should be 'string'"),
+            (
+                "name: o\ndescription: d\njob: {}\nparameters: {a: {type: text, description: d}}\n",
+                "parameters.a.type: Input should be 'string'",
+            ),
             ("name: o\ndescription: d\njob: {}\nparameters: {a: {type: path}}\n", "parameters.a.description: is missing"),
-            ("name: o\ndescription: d\njob: {}\nparameters: {a: {type: integer, default: x, description: d}}\n", "expected an integer, got 'x'"),
-            ("name: o\ndescription: d\njob: {}\nparameters: {a: {type: integer, default: 0, minimum: 1, description: d}}\n", "1 or more"),
-            ("name: o\ndescription: d\njob: {}\nparameters: {a: {type: string, default: x, allowed: [y], description: d}}\n", "one of y"),
-            ("name: o\ndescription: d\njob: {}\nparameters: {a: {type: string, default: x, required: true, description: d}}\n", "no default"),
-            ("name: o\ndescription: d\njob: {}\nparameters: {a: {type: string, minimum: 1, description: d}}\n", "a minimum is for"),
+            (
+                "name: o\ndescription: d\njob: {}\nparameters: {a: {type: integer, default: x, description: d}}\n",
+                "expected an integer, got 'x'",
+            ),
+            (
+                "name: o\ndescription: d\njob: {}\nparameters: {a: {type: integer, default: 0, minimum: 1, description: d}}\n",
+                "1 or more",
+            ),
+            (
+                "name: o\ndescription: d\njob: {}\nparameters: {a: {type: string, default: x, allowed: [y], description: d}}\n",
+                "one of y",
+            ),
+            (
+                "name: o\ndescription: d\njob: {}\nparameters: {a: {type: string, default: x, required: true, description: "
+                "d}}\n",
+                "no default",
+            ),
+            (
+                "name: o\ndescription: d\njob: {}\nparameters: {a: {type: string, minimum: 1, description: d}}\n",
+                "a minimum is for",
+            ),
             ("name: o\ndescription: d\njob: {x: '${b}'}\n", "references to ${b}"),
         ],
     )
@@ -271,7 +316,10 @@ class TestFiles:
         with pytest.raises(TemplateError, match="is not a template"):
             templates.load(str(tmp_path / "own.yaml"))
 
-    @pytest.mark.parametrize(("name", "said"), [("serv", "did you mean serve"), ("nix", "there are electricity, learn, serve"), ("./nix.yaml", "no template")])
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [("serv", "did you mean serve"), ("nix", "there are electricity, learn, serve"), ("./nix.yaml", "no template")],
+    )
     def test_not_there(self, name, said):
         with pytest.raises(TemplateError, match=said):
             templates.load(name)

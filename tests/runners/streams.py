@@ -49,13 +49,16 @@ class Input:
 
 @dataclass
 class Sink:
-    """What micro-batches wrote, by number, and every plan that they were run with. Its state is the sum of all numbers so far."""
+    """What micro-batches wrote, by number, and every plan they were run with. The state is the sum of all numbers so far."""
 
     source: Input
     rows: dict[int, list[int]] = field(default_factory=dict)
     sums: dict[int, int] = field(default_factory=dict)
     tries: list[tuple[int, dict[str, Any] | None]] = field(default_factory=list)
-    steps: Callable[[], None] = Steps()
+    steps: Callable[[], None] = field(default_factory=Steps)
+
+    def all_rows(self) -> list[int]:
+        return [number for batch in sorted(self.rows) for number in self.rows[batch]]
 
     def run(self, batch: MicroBatch) -> dict[str, Any]:
         self.tries.append((batch.number, batch.plan))

@@ -50,7 +50,7 @@ def test_files_that_are_half_written_do_not_count(checkpoint):
 
 
 def test_second_opening_is_refused(checkpoint):
-    with pytest.raises(CheckpointError, match="another process runs the job of .*stop it first"):
+    with pytest.raises(CheckpointError, match=r"another process runs the job of .*stop it first"):
         Checkpoint(checkpoint.folder, JOB)
     checkpoint.close()
     Checkpoint(checkpoint.folder, JOB).close()

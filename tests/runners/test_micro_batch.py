@@ -50,7 +50,9 @@ def test_killed_once_at_every_step(tmp_path, drain):
         assert (sink.rows, sink.sums) == (expected.rows, expected.sums), die_at
         assert history(folder) == history(tmp_path / "undisturbed"), die_at
         plans = dict(expected.tries)
-        assert all(plan == plans[number] for number, plan in sink.tries), f"killed at {die_at}: another plan for the same number"
+        assert all(plan == plans[number] for number, plan in sink.tries), (
+            f"killed at {die_at}: another plan for the same number"
+        )
         assert len(sink.tries) <= len(expected.tries) + 1, f"killed at {die_at}: more than one micro-batch was done again"
 
 
@@ -72,7 +74,7 @@ def test_killed_many_times_while_input_keeps_coming(arrivals, deaths, limit):
             except Killed:
                 continue
         assert process(Path(name), sink)
-        assert [number for batch in sorted(sink.rows) for number in sink.rows[batch]] == source.numbers
+        assert sink.all_rows() == source.numbers
         assert sink.sums[max(sink.sums)] == sum(source.numbers)
         plans: dict[int, object] = {}
         assert all(plans.setdefault(number, plan) == plan for number, plan in sink.tries), sink.tries
@@ -128,7 +130,7 @@ def test_a_run_that_fails_is_not_committed(tmp_path):
     assert (checkpoint.last_commit(), calls) == (0, [0, 1])
     checkpoint.close()
     assert process(tmp_path, sink)
-    assert sum(sink.rows.values(), []) == NUMBERS
+    assert sink.all_rows() == NUMBERS
 
 
 class TestStop:
@@ -140,7 +142,7 @@ class TestStop:
         assert sink.rows == {0: [3, 1, 4]}
         sink.run = run  # type: ignore[method-assign]
         assert process(tmp_path, sink)
-        assert sum(sink.rows.values(), []) == NUMBERS
+        assert sink.all_rows() == NUMBERS
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_signal_in_mid_batch(self, tmp_path, number):
@@ -157,7 +159,7 @@ class TestStop:
         checkpoint.close()
         assert signal.getsignal(number) is before, "the handler is as it was"
         assert process(tmp_path, sink)
-        assert sum(sink.rows.values(), []) == NUMBERS
+        assert sink.all_rows() == NUMBERS
 
     def test_a_second_signal_ends_at_once_and_loses_nothing(self, tmp_path):
         sink = Sink(Input(NUMBERS))
@@ -173,7 +175,7 @@ class TestStop:
         assert checkpoint.last_commit() is None
         checkpoint.close()
         assert process(tmp_path, sink)
-        assert sum(sink.rows.values(), []) == NUMBERS
+        assert sink.all_rows() == NUMBERS
 
     def test_every_waits_for_input_until_it_is_stopped(self, tmp_path):
         """Input that comes while it waits is read; the stop ends the waiting."""

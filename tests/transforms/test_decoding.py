@@ -13,9 +13,10 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms import decoding_records, decoding_tfrecord
 from transforms.batches import DEAD_LETTER_SCHEMA, ROW_BITS
-from transforms.decoding import batch_schema, decode, join
+from transforms.decoding import records as decoding_records
+from transforms.decoding import tfrecord as decoding_tfrecord
+from transforms.decoding.files import batch_schema, decode, join
 from transforms.schema import Schema, TimeSpec
 
 SCHEMA = Schema.parse("price:float64,units:int64?,name:string,part:float32?")

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tensorflow_metadata.proto.v0 import schema_pb2  # type: ignore[import-untyped]
 from tfx_bsl.coders import example_coder
 
-from transforms.decoding_records import UNPARSABLE, Letter, Piece, UnreadableFileError, read_chunks
+from transforms.decoding.records import UNPARSABLE, Letter, Piece, UnreadableFileError, read_chunks
 from transforms.schema import Column
 
 _ROWS = 4096

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.decoding_records import MISSING_COLUMN, Letter, Piece, UnreadableFileError, open_file
+from transforms.decoding.records import MISSING_COLUMN, Letter, Piece, UnreadableFileError, open_file
 from transforms.schema import Column
 
 _ROWS = 1 << 16

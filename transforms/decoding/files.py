@@ -19,10 +19,10 @@ from transforms.batches import (
     TIME_TYPE,
     first_sequence,
 )
-from transforms.decoding_csv import read_csv
-from transforms.decoding_jsonl import read_jsonl
-from transforms.decoding_parquet import read_parquet
-from transforms.decoding_records import (
+from transforms.decoding.csv import read_csv
+from transforms.decoding.jsonl import read_jsonl
+from transforms.decoding.parquet import read_parquet
+from transforms.decoding.records import (
     BAD_TIME,
     UNREADABLE_FILE,
     Letter,
@@ -32,7 +32,7 @@ from transforms.decoding_records import (
     format_of,
     read_ahead,
 )
-from transforms.decoding_values import LAST_US, Problem, checked, event_times
+from transforms.decoding.values import LAST_US, Problem, checked, event_times
 from transforms.schema import Column, Schema, TimeSpec
 
 DEFAULT_BATCH_ROWS = 8192
@@ -140,7 +140,7 @@ class _FileDecoder:
             return read_jsonl(path, self._wanted, start_row)
         if format == "parquet":
             return read_parquet(path, self._wanted, start_row)
-        from transforms.decoding_tfrecord import read_tfrecord  # loads tfx-bsl, which only this format needs
+        from transforms.decoding.tfrecord import read_tfrecord  # loads tfx-bsl, which only this format needs
 
         numeric_time = self._extra.name if self._extra and self._time.unit != "iso" else None
         return read_tfrecord(path, self._wanted, start_row, numeric_time)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from transforms.decoding_records import (
+from transforms.decoding.records import (
     MAX_RECORD_BYTES,
     MISSING_COLUMN,
     UNPARSABLE,
@@ -29,7 +29,7 @@ from transforms.decoding_records import (
     newlines,
     whole_lines,
 )
-from transforms.decoding_values import NULL_WORDS
+from transforms.decoding.values import NULL_WORDS
 from transforms.schema import Column
 
 _PARALLEL_BYTES = 2 << 20  # what one thread parses at a time

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as pajson
 
-from transforms.decoding_records import UNPARSABLE, Letter, Piece, as_text, lines_of, whole_lines
+from transforms.decoding.records import UNPARSABLE, Letter, Piece, as_text, lines_of, whole_lines
 from transforms.schema import NUMBERS, Column
 
 _PARALLEL_BYTES = 1 << 20

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.batches import TIME_TYPE
-from transforms.decoding_records import BAD_TIME, NOT_FINITE, NULL_VALUE, UNPARSABLE
+from transforms.decoding.records import BAD_TIME, NOT_FINITE, NULL_VALUE, UNPARSABLE
 from transforms.schema import Column, TimeSpec
 
 # Texts that stand for "no value" in columns that are not strings, as spreadsheets, pandas and R write them.

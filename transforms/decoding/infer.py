@@ -12,7 +12,7 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from transforms.batches import RESERVED
-from transforms.decoding_records import UnreadableFileError, format_of, open_file, whole_lines
+from transforms.decoding.records import UnreadableFileError, format_of, open_file, whole_lines
 from transforms.schema import Schema
 
 _ROWS = 1000
@@ -75,7 +75,7 @@ def _parquet_head(path: str) -> pa.Table | None:
 def _tfrecord_head(path: str) -> pa.Table | None:
     from tfx_bsl.coders import example_coder
 
-    from transforms.decoding_tfrecord import records
+    from transforms.decoding.tfrecord import records
 
     examples = [record for _, record in itertools.islice(records(path), _ROWS) if record is not None]
     if not examples:
