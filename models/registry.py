@@ -138,6 +138,9 @@ class Registry:
 
     def __init__(self, root: str) -> None:
         """Takes a folder, which need not exist yet: a local path or a URL that Beam's FileSystems know."""
+        if found := sorted(set(root) & set("*?[]")):
+            # TensorFlow takes the names of checkpoints for patterns, and would not find its own files.
+            raise RegistryError(f"a registry cannot be in {root}: TensorFlow cannot read paths with {' '.join(found)}; choose another")
         self.root = root.rstrip("/") or "/"
         self._manifests: dict[tuple[str, int], Manifest] = {}
         self._layouts: dict[str, dict[str, tuple]] = {}  # by the digest of the graph

@@ -228,3 +228,9 @@ def test_publishing_variables_copies_no_graph_and_lets_others_read(registry, sma
     mask = os.umask(0)
     os.umask(mask)
     assert Path(registry.path("m", 2)).stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+@pytest.mark.parametrize("name", ["models*", "models[1]", "what?"])
+def test_a_root_that_tensorflow_takes_for_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RegistryError, match="choose another"):
+        Registry(str(tmp_path / name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -54,6 +55,20 @@ def test_killed_once_at_every_step(tmp_path, drain):
             f"killed at {die_at}: another plan for the same number"
         )
         assert len(sink.tries) <= len(expected.tries) + 1, f"killed at {die_at}: more than one micro-batch was done again"
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_input_that_came_after_a_kill_changes_no_decision(tmp_path, drain):
+    for die_at in range(60):
+        sink = Sink(Input([1, 2], limit=3))
+        with contextlib.suppress(Killed):
+            process(tmp_path / str(die_at), sink, steps=Steps(die_at), drain=drain)
+        decided = {name: content for name, content in history(tmp_path / str(die_at)) if name.startswith("offsets")}
+        sink.source.numbers += [3, 4]
+        assert process(tmp_path / str(die_at), sink, drain=drain)
+        assert decided.items() <= dict(history(tmp_path / str(die_at))).items(), die_at
+        ended = any(content["plan"] is None for content in decided.values())
+        assert sink.all_rows() == [1, 2] + [3, 4] * (not ended)
 
 
 @settings(max_examples=40, deadline=None)
