@@ -72,13 +72,17 @@ def checkpoint_reader(path: str) -> Any:
         raise DigestError(f"the variables in {prefix}.* cannot be read: {error}. Save or copy the model again.") from error
 
 
+def checkpoint_layout(path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of all that a checkpoint holds, the object graph included, by key; from the index alone."""
+    if (reader := checkpoint_reader(path)) is None:
+        return {}
+    dtypes = reader.get_variable_to_dtype_map()
+    return {key: (dtypes[key].name, tuple(shape)) for key, shape in reader.get_variable_to_shape_map().items()}
+
+
 def variables_layout(path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of every variable by checkpoint key, from the index alone; what is bookkeeping is left out."""
-    reader = checkpoint_reader(path)
-    if reader is None:
-        return {}
-    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    return {key: (dtypes[key].name, tuple(shapes[key])) for key in sorted(shapes) if key not in BOOKKEEPING}
+    return {key: layout for key, layout in sorted(checkpoint_layout(path).items()) if key not in BOOKKEEPING}
 
 
 def variables_digest(path: str) -> str:

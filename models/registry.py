@@ -30,7 +30,7 @@ from models.digest import (
     BOOKKEEPING,
     SAVED_MODEL,
     Digests,
-    checkpoint_reader,
+    checkpoint_layout,
     read_saved_model,
     variables_digest,
     version_digest,
@@ -140,7 +140,9 @@ class Registry:
         """Takes a folder, which need not exist yet: a local path or a URL that Beam's FileSystems know."""
         if found := sorted(set(root) & set("*?[]")):
             # TensorFlow takes the names of checkpoints for patterns, and would not find its own files.
-            raise RegistryError(f"a registry cannot be in {root}: TensorFlow cannot read paths with {' '.join(found)}; choose another")
+            raise RegistryError(
+                f"a registry cannot be in {root}: TensorFlow cannot read paths with {' '.join(found)}; choose another"
+            )
         self.root = root.rstrip("/") or "/"
         self._manifests: dict[tuple[str, int], Manifest] = {}
         self._layouts: dict[str, dict[str, tuple]] = {}  # by the digest of the graph
@@ -256,8 +258,8 @@ class Registry:
             variables.mkdir()
             write_variables(str(variables))
             if (graph := origin.digests.graph) not in self._layouts:
-                self._layouts[graph] = _layout(theirs)
-            _check_layout(self._layouts[graph], _layout(incoming))
+                self._layouts[graph] = checkpoint_layout(theirs)
+            _check_layout(self._layouts[graph], checkpoint_layout(incoming))
             for file in variables.iterdir():
                 storage.sync_file(str(file))
             digests = Digests.of_parts(origin.digests.graph, variables_digest(incoming))
@@ -382,14 +384,6 @@ def _local_copy(path: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="midstream-") as local:
         storage.copy_tree(path, local)
         yield local
-
-
-def _layout(path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype and shape of all that a checkpoint holds, the object graph included, by key; from the index alone."""
-    if (reader := checkpoint_reader(path)) is None:
-        return {}
-    dtypes = reader.get_variable_to_dtype_map()
-    return {key: (dtypes[key].name, tuple(shape)) for key, shape in reader.get_variable_to_shape_map().items()}
 
 
 def _check_layout(expected: Mapping[str, tuple], came: Mapping[str, tuple]) -> None:

@@ -95,6 +95,7 @@ class LoadedGraph:
         # A capture is a variable, of which every version has its own, or comes with the graph, as a constant lookup table.
         self._captures = [(keys.get(id(capture)), capture) for capture in self._function.captured_inputs]
         self._blocks = tf.function(self._run_blocks, autograph=False)
+        self._traced: Any = None
 
     def variables(self, path: str) -> list[tf.Tensor]:
         """The variables that this graph reads, as handles, with the values of the version in this folder."""
@@ -129,7 +130,11 @@ class LoadedGraph:
             tensors.append(tf.constant(column.reshape(blocks, self.block_rows, *column.shape[1:])))
         own = iter(variables)
         captures = [capture if key is None else next(own) for key, capture in self._captures]
-        given = self._blocks(tensors, captures)
+        if self._traced is None:
+            # For any number of blocks, and called without `tf.function`, which looks at every argument at every call.
+            specs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in tensors]
+            self._traced = self._blocks.get_concrete_function(specs, captures)
+        given = self._traced._call_flat([*tensors, *captures], self._traced.captured_inputs)
         for name, value in given.items():
             if value.shape[:2] != (blocks, self.block_rows):
                 raise ValueError(

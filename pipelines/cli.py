@@ -7,8 +7,9 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ def run(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quie
         from pipelines.resolve import resolve
 
     if dry_run:
-        resolve(job)
+        _try_out(job, resolve)
         click.echo(json.dumps(job.model_dump(mode="json"), indent=2))
         return
     with ConsoleProgress(quiet=quiet) as progress:
@@ -213,6 +214,18 @@ def _activate(registry: str, model: str, version: int, effective_from: str | Non
     at_us = None if effective_from is None else _parse_time(effective_from)
     entry = ActivationLog(registry, model).activate(version, at_us, by=_who(), reason=reason)
     click.echo(f"{model} version {entry.version} is live from {_time(entry.effective_from_us)} (event time) on")
+
+
+def _try_out(job: JobSpec, resolve: Callable[[JobSpec], object]) -> None:
+    """Checks a job and leaves no trace: a learner's first version goes into a registry that is thrown away."""
+    output = Path(job.output)
+    before = output.exists()
+    with tempfile.TemporaryDirectory() as registry:
+        if job.learner is not None:
+            job = job.model_copy(update={"model": job.model.model_copy(update={"registry": registry})})
+        resolve(job)
+    if not before:
+        output.rmdir()
 
 
 def _read_params(params: tuple[str, ...]) -> dict[str, str]:

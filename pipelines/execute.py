@@ -140,7 +140,15 @@ class Execution:
             self._log.seal(plan.max_event_time_us + 1, by=self.job.name)
         reads = {} if plan is None else plan.reads(self.resolved.ordered)
         watermark_us = MAX_WATERMARK_US if plan is None else plan.watermark_us
-        run = BoundedRun(batch.number, reads, watermark_us, batch.state_in, batch.state_out, self._log.timeline())
+        run = BoundedRun(
+            batch.number,
+            reads,
+            watermark_us,
+            batch.state_in,
+            batch.state_out,
+            self._log.timeline(),
+            None if plan is None else plan.records_watermark_us,
+        )
         counts = self._run(run)
         return {"records": plan.rows if plan else 0, "counts": counts}
 

@@ -89,10 +89,13 @@ def build(pipeline: beam.Pipeline, resolved: Resolved, run_file: str) -> None:
     labels = None
     if job.labels is not None:
         rows, labels = _labels(runs, rows, resolved, dead)
-    features, failed, late = rows | "steps" >> Apply(resolved.stages, runs)
+    # A job that only serves need not wait for labels. One that learns does: a label may still make the version of a record.
+    features, failed, late = rows | "steps" >> Apply(resolved.stages, runs, records_only=job.kind == "serve")
     dead += failed
 
-    timelines = runs | "log" >> beam.Map(lambda run: run.timeline)
+    # From a root of its own: read off `runs`, the side input would keep Beam from fusing decoding with predicting, and every
+    # batch would be encoded, held in memory until the last is read, and decoded again.
+    timelines = pipeline | "run for log" >> ReadRun(run_file) | "log" >> beam.Map(lambda run: run.timeline)
     unmatched = None
     if job.learner is not None:
         assert labels is not None

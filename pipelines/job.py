@@ -80,7 +80,7 @@ class SourceSection(Section):
     columns: dict[str, str] | str | None = None
     time: TimeSection = TimeSection()
     out_of_orderness: DurationUs = 0
-    batch_rows: int = Field(default=8192, ge=1)
+    batch_rows: int = Field(default=32768, ge=1)
 
 
 class LookupStep(Section):
@@ -193,6 +193,7 @@ class JobSpec(Section):
         kind: serve (predict), learn (train), or loop (both in one graph, each version live from the window it was trained on).
         keep: input columns to carry into the predictions.
         output: folder for everything the job writes.
+        in_order: predict records in order of event time, late ones not at all, as a job that learns always does.
         seal: whether predicting closes the past of the activation log; a replay leaves the log as it is.
     """
 
@@ -206,6 +207,7 @@ class JobSpec(Section):
     keep: Names = ()
     output: str
     run: RunSection = RunSection()
+    in_order: bool = False
     seal: bool = True
     against: str | None = None
 

@@ -19,6 +19,7 @@ class StreamPlan:
         records, labels: the parts of the two sources; None where there is nothing new.
         records_end, labels_end: where they stand then.
         watermark_us: of both together.
+        records_watermark_us: of the records alone.
     """
 
     records: Plan | None
@@ -26,6 +27,7 @@ class StreamPlan:
     records_end: Position
     labels_end: Position
     watermark_us: int
+    records_watermark_us: int
 
     @property
     def rows(self) -> int:
@@ -51,6 +53,7 @@ class StreamPlan:
             "records": self.records.to_json() if self.records else None,
             "labels": self.labels.to_json() if self.labels else None,
             "watermark_us": self.watermark_us,
+            "records_watermark_us": self.records_watermark_us,
             "end": {"records": self.records_end.to_json(), "labels": self.labels_end.to_json()},
         }
 
@@ -62,6 +65,7 @@ class StreamPlan:
             Position.from_json(given["end"]["records"]),
             Position.from_json(given["end"]["labels"]),
             given["watermark_us"],
+            given["records_watermark_us"],
         )
 
 
@@ -96,10 +100,10 @@ class StreamPlanner:
             return None
         records_end = records.end if records else records_at
         labels_end = labels.end if labels else labels_at
-        watermark_us = self._watermark(records, records_end)
+        records_watermark_us = watermark_us = self._watermark(records, records_end)
         if self._labels is not None:
             watermark_us = min(watermark_us, self._labels.watermark_us(labels_end))
-        return StreamPlan(records, labels, records_end, labels_end, watermark_us).to_json()
+        return StreamPlan(records, labels, records_end, labels_end, watermark_us, records_watermark_us).to_json()
 
     def _watermark(self, records: Plan | None, end: Position) -> int:
         if records is not None:

@@ -45,7 +45,7 @@ def resolve(job: JobSpec) -> Resolved:
         columns = _batch_schema(schema, ordered=True)
         if own_label is not None:
             columns = columns.remove(columns.get_field_index(own_label))
-        planned, features = stages(job.steps, columns, in_order=job.labels is not None)
+        planned, features = stages(job.steps, columns, in_order=job.in_order or job.kind != "serve")
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
     own = [name for name in features.names if name not in RESERVED]

@@ -76,9 +76,9 @@ def needs_order(steps: Sequence[Step]) -> bool:
 class Apply(beam.PTransform):
     """Runs stages: RecordBatches to (RecordBatches, dead letters, late rows), the last two as lists of PCollections."""
 
-    def __init__(self, planned: Sequence[Stage], runs: beam.PCollection) -> None:
+    def __init__(self, planned: Sequence[Stage], runs: beam.PCollection, *, records_only: bool) -> None:
         super().__init__()
-        self._stages, self._runs = planned, runs
+        self._stages, self._runs, self._records_only = planned, runs, records_only
 
     def expand(self, batches: beam.PCollection) -> tuple[beam.PCollection, list[beam.PCollection], list[beam.PCollection]]:
         dead, late = [], []
@@ -87,7 +87,7 @@ class Apply(beam.PTransform):
                 batches, failed = batches | stage.name >> RowSteps(stage.rows)
                 dead.append(failed)
                 continue
-            given = {"in": batches} | Advance(stage.operator, stage.name, self._runs)
+            given = {"in": batches} | Advance(stage.operator, stage.name, self._runs, records_only=self._records_only)
             batches = given["out"]
             if "late" in given:
                 late.append(given["late"])

@@ -294,7 +294,7 @@ def _text(value: Any) -> str:
 
 def _origin(job: Any, place: tuple[int | str, ...]) -> str:
     """Where a fault is: the setting, and the parameter that it comes from."""
-    node = job
+    node: Any = job
     for key in place:
         if (isinstance(node, list) and isinstance(key, int) and key < len(node)) or (isinstance(node, dict) and key in node):
             node = node[key]

@@ -41,7 +41,8 @@ class BoundedRun:
     Attributes:
         number: of the run in its stream.
         reads: by source, what to read; a source that is missing has nothing new.
-        watermark_us: of the stream once that is read.
+        watermark_us: of all its streams together, once that is read.
+        records_watermark_us: of the records alone; None if it is the same.
         state_in: folder with the states that the run before left; None at the start of the stream.
         state_out: folder for the states that this run leaves; None if none will follow.
         timeline: the activation log before the run.
@@ -53,6 +54,11 @@ class BoundedRun:
     state_in: str | None = None
     state_out: str | None = None
     timeline: Timeline = field(default_factory=lambda: Timeline.of([]))
+    records_watermark_us: int | None = None
+
+    def clock(self, records_only: bool) -> int:
+        """The watermark for steps that look at records alone, or at labels too."""
+        return self.records_watermark_us if records_only and self.records_watermark_us is not None else self.watermark_us
 
     def write(self, path: str) -> None:
         """Writes the run into the file from which the graph will read it."""
@@ -68,6 +74,7 @@ class BoundedRun:
             "state_in": self.state_in,
             "state_out": self.state_out,
             "timeline": timeline,
+            "records_watermark_us": self.records_watermark_us,
         }
         write_text_atomically(path, json.dumps(content))
 

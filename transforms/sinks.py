@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import apache_beam as beam
 import pyarrow as pa
@@ -17,6 +18,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
+from models.storage import is_local, sync_file, sync_folder
 from transforms.batches import SEQUENCE
 
 ROW_GROUP_ROWS = 131_072
@@ -64,7 +66,14 @@ class _WriteBundle(beam.DoFn):
     def __init__(self, folder: str, columns: list[str] | None) -> None:
         self._folder, self._columns = folder, columns
 
+    def setup(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "write-parquet")  # Arrow encodes and compresses while the next rows are predicted
+
+    def teardown(self) -> None:
+        self._thread.shutdown()
+
     def start_bundle(self) -> None:
+        self._writing: Future[None] | None = None
         self._writer: pq.ParquetWriter | None = None
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
@@ -83,6 +92,7 @@ class _WriteBundle(beam.DoFn):
     def finish_bundle(self) -> Iterator[WindowedValue]:
         self._flush()
         if self._writer is not None:
+            self._wait()
             self._writer.close()
             self._file.close()
             written: Written = (self._folder, self._first, self._name)
@@ -96,8 +106,13 @@ class _WriteBundle(beam.DoFn):
             self._name = f"{self._folder}/.incoming-{uuid.uuid4().hex}"
             self._file = FileSystems.create(self._name, "application/octet-stream")
             self._writer = pq.ParquetWriter(self._file, table.schema)
-        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self._wait()  # one row group at a time: what is in memory stays bounded
+        self._writing = self._thread.submit(self._writer.write_table, table, row_group_size=ROW_GROUP_ROWS)
         self._held, self._held_rows = [], 0
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
 
 
 def part_name(run: int, place: int) -> str:
@@ -119,5 +134,9 @@ def _commit(keyed: tuple[int, Iterable[Written]]) -> list[str]:
                 if FileSystems.exists(target):
                     FileSystems.delete([target])
                 FileSystems.rename([name], [target])
+                if is_local(target):  # the commit that follows must not outlive its data, if the machine goes down
+                    sync_file(target)
             final.append(target)
+        if is_local(folder):
+            sync_folder(folder)
     return final

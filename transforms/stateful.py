@@ -30,7 +30,14 @@ class Advance(beam.PTransform):
     """Feeds an operator; gives a dict of PCollections of RecordBatches, one per output tag of the operator."""
 
     def __init__(
-        self, operator: Operator, name: str, runs: beam.PCollection, *, shard_by: tuple[str, ...] = (), shards: int = 1
+        self,
+        operator: Operator,
+        name: str,
+        runs: beam.PCollection,
+        *,
+        shard_by: tuple[str, ...] = (),
+        shards: int = 1,
+        records_only: bool = False,
     ) -> None:
         """Creates the transform.
 
@@ -40,12 +47,13 @@ class Advance(beam.PTransform):
             runs: the `BoundedRun`, as `ReadRun` gives it.
             shard_by: rows that agree in these columns go to the same shard; they must exist in every input.
             shards: how many shards run side by side.
+            records_only: it goes by the watermark of the records, not by that of records and labels together.
         """
         super().__init__(label=name)
         if shards < 1 or (shards > 1 and not shard_by):
             raise ValueError(f"{name}: {shards} shards want columns to shard by, got {shard_by}")
         self._operator, self._name, self._runs = operator, name, runs
-        self._shard_by, self._shards = shard_by, shards
+        self._shard_by, self._shards, self._records_only = shard_by, shards, records_only
 
     def expand(self, pcolls: Mapping[str, beam.PCollection]) -> dict[str, beam.PCollection]:
         hint = tuple[int, Tagged]
@@ -54,7 +62,7 @@ class Advance(beam.PTransform):
             for tag, pcoll in pcolls.items()
         ]
         # A shard without a new row has to run too: the watermark may have completed what it holds.
-        ticks = self._runs | "tick" >> beam.FlatMap(_ticks, self._shards).with_output_types(hint)
+        ticks = self._runs | "tick" >> beam.FlatMap(_ticks, self._shards, self._records_only).with_output_types(hint)
         main, *others = self._operator.outputs
         given = (
             (*keyed, ticks)
@@ -106,8 +114,8 @@ class _AdvanceShard(beam.DoFn):
                     yield batch if tag == main else TaggedOutput(tag, batch)
 
 
-def _ticks(run: BoundedRun, shards: int) -> Iterator[tuple[int, Tagged]]:
-    stands = {"watermark_us": run.watermark_us, "state_in": run.state_in, "state_out": run.state_out}
+def _ticks(run: BoundedRun, shards: int, records_only: bool) -> Iterator[tuple[int, Tagged]]:
+    stands = {"watermark_us": run.clock(records_only), "state_in": run.state_in, "state_out": run.state_out}
     batch = pa.RecordBatch.from_pylist([stands], _RUN_SCHEMA)
     for shard in range(shards):
         yield shard, (_RUN, batch)

@@ -33,7 +33,7 @@ class Totals:
     def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
         tables = [table.select(["key"]) for table in (state.get("rows"), inputs.get("in")) if table is not None]
         rows = pa.concat_tables(tables) if tables else pa.table({"key": pa.array([], pa.string())})
-        seen = inputs["in"] if "in" in inputs else None
+        seen = inputs.get("in")
         given: dict[str, pa.Table] = {} if seen is None else {"seen": seen}
         if watermark_us >= 100 and rows.num_rows:
             given["out"] = rows.group_by("key").aggregate([([], "count_all")])
@@ -45,7 +45,9 @@ def batch(sequence: list[int], keys: list[str]) -> pa.RecordBatch:
     return pa.record_batch({SEQUENCE: pa.array(sequence, pa.int64()), "key": pa.array(keys)})
 
 
-def run_once(tmp_path: Path, run: BoundedRun, batches: list[pa.RecordBatch], shards: int = 1) -> dict[str, list[Mapping[str, object]]]:
+def run_once(
+    tmp_path: Path, run: BoundedRun, batches: list[pa.RecordBatch], shards: int = 1
+) -> dict[str, list[Mapping[str, object]]]:
     file = str(tmp_path / "run.json")
     run.write(file)
     given: dict[str, list[Mapping[str, object]]] = {"out": [], "seen": []}
@@ -103,7 +105,9 @@ def test_more_shards_want_a_key() -> None:
         Advance(Totals(), "totals", None, shards=2)
 
 
-columns = st.dictionaries(st.text(min_size=1, max_size=5), st.lists(st.integers(-(2**60), 2**60), min_size=3, max_size=3), min_size=1)
+columns = st.dictionaries(
+    st.text(min_size=1, max_size=5), st.lists(st.integers(-(2**60), 2**60), min_size=3, max_size=3), min_size=1
+)
 
 
 @settings(max_examples=50, deadline=None)

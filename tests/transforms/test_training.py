@@ -26,7 +26,9 @@ WINDOW_US = 10_000_000
 @pytest.fixture(scope="module")
 def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("seed") / "saved"
-    save_learner(MlpClassifier(MlpClassifierConfig(features=("a", "b"), hidden=(4,), memory_rows=64, batch_rows=16)), str(folder))
+    save_learner(
+        MlpClassifier(MlpClassifierConfig(features=("a", "b"), hidden=(4,), memory_rows=64, batch_rows=16)), str(folder)
+    )
     return folder
 
 
