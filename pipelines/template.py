@@ -296,10 +296,10 @@ def _origin(job: Any, place: tuple[int | str, ...]) -> str:
     """Where a fault is: the setting, and the parameter that it comes from."""
     node: Any = job
     for key in place:
-        if (isinstance(node, list) and isinstance(key, int) and key < len(node)) or (isinstance(node, dict) and key in node):
-            node = node[key]
-        else:
+        inside = key in node if isinstance(node, dict) else isinstance(node, list) and isinstance(key, int) and key < len(node)
+        if not inside:
             break
+        node = node[key]
     setting = ".".join(map(str, place))
     names = list(dict.fromkeys(_references(node))) if place else []
     if names:

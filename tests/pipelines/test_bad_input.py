@@ -220,16 +220,12 @@ class TestTimeRunsBackwards:
         assert (ran.summary["predictions"], ran.reasons()) == (ROWS + 5, {})
 
     @pytest.mark.parametrize("cut", [{}, {"micro_batch": "7s"}, {"micro_batch_records": "11"}, {"mode": "batch"}])
-    def test_where_order_matters_late_ones_are_dead_letters(self, serve, tmp_path, cut):
-        ran = serve(write_csv(tmp_path / "in.csv", self.LINES), **OWN_LABEL, **cut)
-        assert [(letter["row"], letter["reason"]) for letter in ran.rows("dead_letters")] == [
-            (row, "late") for row in range(20, 25)
-        ]
-        assert "allow more out-of-orderness" in ran.notices[0]
-        assert (ran.summary["predictions"], ran.summary["evaluated"], ran.summary["accuracy"]) == (ROWS, ROWS, 1.0)
-
-    def test_unless_they_are_allowed_to(self, serve, tmp_path):
-        ran = serve(write_csv(tmp_path / "in.csv", self.LINES), **OWN_LABEL, out_of_orderness="15s")
+    def test_with_labels_all_are_predicted_and_those_within_the_horizon_evaluated(self, serve, tmp_path, cut):
+        file = write_csv(tmp_path / "in.csv", self.LINES)
+        ran = serve(file, **OWN_LABEL, **cut)
+        # Four come more than the five seconds late after which their labels are given up.
+        assert (ran.summary["predictions"], ran.summary["evaluated"], ran.reasons()) == (ROWS + 5, ROWS + 1, {})
+        ran = serve(file, **OWN_LABEL, **cut, label_horizon="15s")
         assert (ran.summary["predictions"], ran.summary["evaluated"], ran.reasons()) == (ROWS + 5, ROWS + 5, {})
 
     def test_windows(self, serve, tmp_path):
