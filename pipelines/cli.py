@@ -114,6 +114,36 @@ def run(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quie
         sys.exit(1)
 
 
+@main.command(short_help="Predict again what a job predicted, and compare.")
+@click.argument("output", type=click.Path(exists=True, file_okay=False))
+@click.option(
+    "--to", "target", metavar="DIR", help="Folder for the replay's own output. Default: OUTPUT with -replay behind it."
+)
+@click.option("--quiet", is_flag=True, help="No progress; only the comparison at the end.")
+def replay(output: str, target: str | None, quiet: bool) -> None:
+    """Predict again what the job in the folder OUTPUT predicted, and compare, bit for bit.
+
+    Each record gets the version that was live at its event time; nothing is learnt, activated or sealed. The last line of the
+    output is a JSON object with the counts; the exit status is 1 if a prediction differs.
+    """
+    with _hushed():
+        from pipelines.execute import Execution
+        from pipelines.progress import ConsoleProgress
+        from pipelines.replay import compare, replay_of
+
+    target = target or f"{output.rstrip('/')}-replay"
+    job = replay_of(output, target)
+    _clear(job)
+    with ConsoleProgress(quiet=quiet) as progress:
+        execution = Execution(job, progress=progress)
+        progress.begin(execution.resolved)
+        execution.run()
+    comparison = compare(output, target)
+    click.echo(comparison.to_json())
+    if not comparison.exact:
+        sys.exit(1)
+
+
 @main.command("templates")
 def list_templates() -> None:
     """List the templates that come with Midstream."""
@@ -282,7 +312,6 @@ def _clear(job: JobSpec) -> None:
 def _hushed() -> Iterator[None]:
     """Drops what libraries say past Python while they are imported, and later on Beam's own account of errors."""
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what a step raises is raised here, too
-    logging.getLogger().addFilter(lambda record: "Resource module is not available" not in record.getMessage())
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123  a device, not a path

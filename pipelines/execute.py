@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 
@@ -24,7 +26,7 @@ from pipelines.summary import Summary, summarise
 from runners import direct
 from runners.checkpoint import Checkpoint
 from runners.micro_batch import DRAIN, MicroBatch, MicroBatchDriver, Stop
-from transforms.batches import MAX_WATERMARK_US, MIN_WATERMARK_US
+from transforms.batches import EVENT_TIME, MAX_WATERMARK_US, MIN_WATERMARK_US, event_time_us
 from transforms.bounded_run import BoundedRun
 from transforms.sinks import part_name
 from transforms.sources import all_files, read_tasks
@@ -184,10 +186,7 @@ class Execution:
         """Seals what a batch has served; whether somebody changed that part of the log while it ran."""
         if not self.job.seal or self.job.kind == "learn":
             return False
-        latest = max(
-            (part_time for part_time in map(_latest_event_time_us, self._parts(PREDICTIONS, 0)) if part_time is not None),
-            default=None,
-        )
+        latest = max(map(_latest_event_time_us, self._parts(PREDICTIONS, 0)), default=None)
         if latest is None:
             return False
         self._log.seal(latest + 1, by=self.job.name)
@@ -279,11 +278,6 @@ def _as_dict(manifest: Manifest) -> dict[str, Any]:
     return asdict(manifest) | {"digest": manifest.digests.version}
 
 
-def _latest_event_time_us(file: Path) -> int | None:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from transforms.batches import EVENT_TIME, event_time_us
-
-    latest = pc.max(event_time_us(pq.read_table(file, columns=[EVENT_TIME]))).as_py()
-    return None if latest is None else int(latest)
+def _latest_event_time_us(file: Path) -> int:
+    """Of the predictions in a file; the sink writes none without a row."""
+    return int(pc.max(event_time_us(pq.read_table(file, columns=[EVENT_TIME]))).as_py())

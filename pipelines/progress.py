@@ -87,7 +87,7 @@ class ConsoleProgress:
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
-        self._console.print(f"{self._records:,} records  {self._status()}", highlight=False)
+        self._console.print(f"{self._records:,} records  {self._status()}", highlight=False, soft_wrap=True)
 
 
 def _count_lines(resolved: Resolved) -> int | None:

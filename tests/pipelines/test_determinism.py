@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from models.activation_log import Activation, ActivationLog
+from pipelines.cli import main
 from pipelines.replay import compare, replay_of
 from tests.pipelines import electricity
 
@@ -78,10 +81,18 @@ def test_versions_go_live_at_the_ends_of_their_windows(batch: Path) -> None:
 
 
 def test_a_replay_gives_the_predictions_that_were_made(tmp_path: Path, batch: Path) -> None:
-    electricity.run(replay_of(str(batch), str(tmp_path)))
-    comparison = compare(str(batch), str(tmp_path))
-    assert comparison.exact, comparison
-    assert comparison.identical == electricity.read(batch, "predictions").num_rows
+    entries = len(ActivationLog(str(batch / "registry"), "electricity").entries())
+    given = CliRunner().invoke(main, ["replay", str(batch), "--to", str(tmp_path / "replay"), "--quiet"])
+    assert given.exit_code == 0, given.output
+    rows = electricity.read(batch, "predictions").num_rows
+    assert json.loads(given.stdout.splitlines()[-1]) == {"identical": rows, "differing": 0, "missing": 0, "added": 0}
+    assert len(ActivationLog(str(batch / "registry"), "electricity").entries()) == entries, "a replay leaves the log as it is"
+
+
+def test_what_is_no_job_cannot_be_replayed(tmp_path: Path) -> None:
+    given = CliRunner().invoke(main, ["replay", str(tmp_path)])
+    assert given.exit_code == 1
+    assert "no output folder of a job" in given.output
 
 
 def test_a_replay_notices_a_changed_prediction(tmp_path: Path, spoilt: Path) -> None:
