@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.pvalue import TaggedOutput
 
 import transforms.batch_coder  # noqa: F401  registers the coder of RecordBatches
 from pipelines.job import JobSpec
@@ -223,14 +224,15 @@ class SplitLabels(beam.PTransform):
         self._label, self._delay_us = label, delay_us
 
     def expand(self, rows: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
-        label, delay_us = self._label, self._delay_us
-        records = rows | "records" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[0]).with_output_types(
-            pa.RecordBatch
-        )
-        labels = rows | "labels" >> beam.Map(lambda batch: own_labels(batch, label, delay_us)[1]).with_output_types(
-            pa.RecordBatch
-        )
-        return records, labels
+        split = beam.FlatMap(_split, self._label, self._delay_us).with_output_types(pa.RecordBatch)
+        given = rows | split.with_outputs(LABELS, main=RECORDS)
+        return given[RECORDS], given[LABELS]
+
+
+def _split(batch: pa.RecordBatch, label: str, delay_us: int) -> Iterator[pa.RecordBatch | TaggedOutput]:
+    records, labels = own_labels(batch, label, delay_us)
+    yield records
+    yield TaggedOutput(LABELS, labels)
 
 
 def _late(batch: pa.RecordBatch) -> pa.RecordBatch:

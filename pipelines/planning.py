@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.graph import LABELS, RECORDS
-from transforms.batches import MIN_WATERMARK_US
 from transforms.bounded_run import ReadTask
 from transforms.sources import FilePlanner, FileSource, Plan, Position, read_tasks
 
@@ -84,7 +83,6 @@ class StreamPlanner:
         """
         self._records = FilePlanner(records)
         self._labels = FilePlanner(labels) if labels is not None else None
-        self._out_of_orderness_us = records.out_of_orderness_us
         self._max_records, self._max_span_us = max_records, max_span_us
 
     def plan(self, position: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -100,12 +98,7 @@ class StreamPlanner:
             return None
         records_end = records.end if records else records_at
         labels_end = labels.end if labels else labels_at
-        records_watermark_us = watermark_us = self._watermark(records, records_end)
+        records_watermark_us = watermark_us = self._records.watermark_us(records_end)
         if self._labels is not None:
             watermark_us = min(watermark_us, self._labels.watermark_us(labels_end))
         return StreamPlan(records, labels, records_end, labels_end, watermark_us, records_watermark_us).to_json()
-
-    def _watermark(self, records: Plan | None, end: Position) -> int:
-        if records is not None:
-            return records.watermark_us
-        return max(end.max_event_time_us - self._out_of_orderness_us, MIN_WATERMARK_US)
