@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
-from models.serving import ModelError, checkpointed_variables, to_numpy, variables_prefix
+from models.serving import ModelError, checkpointed_variables, to_arrow, to_numpy, variables_prefix
 
 LEARN_SIGNATURE = "learn"
+EVENT_PREFIX = "event_"  # of the outputs of `learn` that are the columns of a table of events
 
 
 class LearningModel:
@@ -62,6 +63,18 @@ class LearningModel:
             The scalar outputs of the `learn` signature, as `loss`.
 
         Raises:
+            ModelError: see `learn_with_events`.
+        """
+        return self.learn_with_events(batch)[0]
+
+    def learn_with_events(self, batch: pa.RecordBatch) -> tuple[dict[str, float], pa.Table | None]:
+        """Learns from the rows of a batch, in their order, and gives what the learner has to tell beside its figures.
+
+        Returns:
+            The scalar outputs of the `learn` signature; and its outputs named `event_...`, vectors of one length, as the
+            columns of a table without that prefix, a row for each event. None for a learner that has none.
+
+        Raises:
             ModelError: there are no rows, a column is missing or of another type, or the graph refused the rows.
         """
         if not batch.num_rows:
@@ -74,7 +87,13 @@ class LearningModel:
             given = self._learn(**tensors)
         except (ValueError, tf.errors.OpError) as error:
             raise ModelError(f"the learner refused {batch.num_rows} rows: {error}") from error
-        return {name: float(value.numpy()) for name, value in given.items() if value.shape.rank == 0}
+        scalars = {name: float(value.numpy()) for name, value in given.items() if value.shape.rank == 0}
+        columns = {
+            name.removeprefix(EVENT_PREFIX): to_arrow(value.numpy())
+            for name, value in sorted(given.items())
+            if name.startswith(EVENT_PREFIX) and value.shape.rank == 1
+        }
+        return scalars, pa.table(columns) if columns else None
 
     def write_variables(self, folder: str) -> None:
         """Writes the variables as TensorFlow does, so that with the graph's `saved_model.pb` they are a SavedModel.

@@ -15,7 +15,7 @@ from apache_beam.runners.runner import PipelineResult
 
 from models.activation_log import Activation, ActivationLog
 from models.registry import Manifest, Registry
-from pipelines.graph import DEAD_LETTERS, EVALUATIONS, LABELS, PREDICTIONS, RECORDS, Resolved, build
+from pipelines.graph import EVALUATIONS, EVENTS, LABELS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
 from pipelines.notices import dead_letter_notices
 from pipelines.planning import StreamPlan, StreamPlanner
@@ -210,8 +210,10 @@ class Execution:
 
     def _discard(self, number: int) -> None:
         """Takes away what an interrupted try of this run may have left."""
-        for name in (PREDICTIONS, EVALUATIONS, DEAD_LETTERS):
+        for name in OUTPUTS:
             folder = self._output / name
+            if name == EVENTS and self.job.learner is None:
+                continue
             folder.mkdir(parents=True, exist_ok=True)
             for left in [*folder.glob(".*"), *self._parts(name, number)]:
                 left.unlink()

@@ -4,6 +4,8 @@
                            |                                        ^ side input
     labels ----------------+-> joined -> learnt -> activated -------+
 
+Without labels the rows themselves are learnt, window by window of event time.
+
 The same graph serves a batch and each micro-batch. It is built once; what differs from run to run is a `BoundedRun`.
 """
 
@@ -29,10 +31,11 @@ from transforms.operators import Chain
 from transforms.sinks import WriteParquet
 from transforms.sources import Decode, FileSource
 from transforms.stateful import Advance
-from transforms.training import ActivateVersions, Train
+from transforms.training import EVENTS, ActivateVersions, Train
 
 RECORDS, LABELS = "records", "labels"  # the sources
 PREDICTIONS, EVALUATIONS, DEAD_LETTERS = "predictions", "evaluations", "dead_letters"
+OUTPUTS = (PREDICTIONS, EVALUATIONS, DEAD_LETTERS, EVENTS)  # every folder that a job may write rows to
 FIRST = "first_"  # prefix of what the first version said, where it is compared with
 _IDENTITY = [EVENT_TIME, SOURCE, ROW, SEQUENCE]
 
@@ -62,7 +65,11 @@ class Resolved:
     @property
     def ordered(self) -> bool:
         """Whether the result depends on the order in which records came, so that they must be read in that order."""
-        return self.job.labels is not None or any(stage.operator is not None for stage in self.stages)
+        return (
+            self.job.labels is not None
+            or self.job.learner is not None
+            or any(stage.operator is not None for stage in self.stages)
+        )
 
     @property
     def horizon_us(self) -> int:
@@ -98,13 +105,14 @@ def build(pipeline: beam.Pipeline, resolved: Resolved, run_file: str) -> None:
     # batch would be encoded, held in memory until the last is read, and decoded again.
     timelines = pipeline | "run for log" >> ReadRun(run_file) | "log" >> beam.Map(lambda run: run.timeline)
     unmatched = None
+    sinks: dict[str, beam.PCollection] = {}
     if job.learner is not None:
-        assert labels is not None
-        activations, refused, unmatched = _learn(runs, features, labels, resolved)
-        dead.append(refused)
+        activations, learnt = _learn(runs, features, labels, resolved)
+        dead.append(learnt["refused"])
+        unmatched = learnt.get("unmatched")
+        sinks[EVENTS] = learnt[EVENTS]
         timelines = (timelines, activations) | "log and learnt" >> beam.Flatten()
 
-    sinks: dict[str, beam.PCollection] = {}
     columns: dict[str, list[str]] = {}
     if job.kind != "learn":
         predictions, failed_inference = _predict(features, timelines, resolved)
@@ -166,20 +174,27 @@ def _join(resolved: Resolved) -> LabelJoin:
 
 
 def _learn(
-    runs: beam.PCollection, features: beam.PCollection, labels: beam.PCollection, resolved: Resolved
-) -> tuple[beam.PCollection, beam.PCollection, beam.PCollection]:
+    runs: beam.PCollection, features: beam.PCollection, labels: beam.PCollection | None, resolved: Resolved
+) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
     job = resolved.job
     assert job.learner is not None
-    assert job.labels is not None
     assert resolved.first_version is not None
     registry, model = job.model.registry, job.model.name
     train = Train(
-        registry, model, resolved.first_version, job.labels.column, job.learner.every, job.learner.warm_up_rows, job.name
+        registry,
+        model,
+        resolved.first_version,
+        EVENT_TIME if labels is None else LABEL_TIME,
+        job.learner.every,
+        job.learner.warm_up_rows,
+        job.name,
     )
-    given = {"records": features, "labels": labels} | Advance(Chain(_join(resolved), train), "learn", runs)
+    if labels is None:
+        given = {"in": features} | Advance(train, "learn", runs)
+    else:
+        given = {"records": features, "labels": labels} | Advance(Chain(_join(resolved), train), "learn", runs)
     activate = ActivateVersions(registry, model, job.name, strict=job.kind == "loop")
-    activations = given["activations"] | "activate" >> activate
-    return activations, given["refused"], given["unmatched"]
+    return given["activations"] | "activate" >> activate, given
 
 
 def _predict(

@@ -6,11 +6,13 @@ versions from labelled rows), or both in one graph. Everything is checked here, 
 
 from __future__ import annotations
 
+import pkgutil
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
+import models.learners
 from transforms.durations import format_duration, parse_duration
 
 
@@ -51,6 +53,14 @@ def _aggregates(given: Any) -> Any:
     return {name.strip(): aggregate.strip() for name, _, aggregate in parts}
 
 
+def _algorithm(name: str) -> str:
+    found = [module.name for module in pkgutil.iter_modules(models.learners.__path__)]
+    if name not in found:
+        raise ValueError(f"expected one of {', '.join(found)}, got {name!r}")
+    return name
+
+
+Algorithm = Annotated[str, AfterValidator(_algorithm)]
 Aggregates = Annotated[dict[str, str], BeforeValidator(_aggregates)]
 
 
@@ -156,10 +166,13 @@ class LabelsSection(Section):
 
 
 class LearnerSection(Section):
-    """How the model learns: an algorithm of `models.learners`, or nothing if the registry's first version brings its own."""
+    """How the model learns: an algorithm of `models.learners`.
 
-    algorithm: Literal["mlp_classifier"] = "mlp_classifier"
-    features: Names
+    One that learns without labels takes every numeric column if `features` is left out.
+    """
+
+    algorithm: Algorithm = "mlp_classifier"
+    features: Names = ()
     every: PositiveUs = parse_duration("1d")
     warm_up_rows: int = Field(default=1, ge=1)
     options: dict[str, Any] = {}
@@ -191,6 +204,7 @@ class JobSpec(Section):
     Attributes:
         name: of the job; signs its publications and seals.
         kind: serve (predict), learn (train), or loop (both in one graph, each version live from the window it was trained on).
+        labels: what a learner learns to predict; without them it learns the records themselves, once they are in order.
         keep: input columns to carry into the predictions.
         output: folder for everything the job writes.
         in_order: predict records in order of event time, late ones not at all, as a job that learns always does.
@@ -213,8 +227,8 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> JobSpec:
-        if self.kind != "serve" and (self.learner is None or self.labels is None):
-            raise ValueError(f"a job that learns ({self.kind}) wants the sections `labels` and `learner`")
+        if self.kind != "serve" and self.learner is None:
+            raise ValueError(f"a job that learns ({self.kind}) wants a section `learner`")
         if self.kind == "serve" and self.learner is not None:
             raise ValueError("a job that only serves has no `learner`; its kind would be `loop`")
         if self.run.mode == "batch" and self.run.trigger != "available-now":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -155,12 +155,21 @@ def _batch_schema(schema: Schema, *, ordered: bool) -> pa.Schema:
     return pa.schema([*schema.arrow, *(pa.field(name, kind) for name, kind in reserved.items())])
 
 
-def build_learner(section: LearnerSection, label: str) -> object:
-    """A fresh learner of `models.learners` as its section says."""
+def build_learner(section: LearnerSection, label: str | None) -> object:
+    """A fresh learner of `models.learners` as its section says; one that learns without labels is given no `label`."""
     module = importlib.import_module(f"models.learners.{section.algorithm}")
+    if not hasattr(module, "LEARNER"):
+        raise JobError(f"models.learners.{section.algorithm} is a part of learners and none itself: it has no LEARNER")
     learner, config = module.LEARNER
+    wants_label = any(field.name == "label" for field in fields(config))
+    if wants_label != (label is not None):
+        raise JobError(
+            f"learner {section.algorithm} learns {'from labels: give' if wants_label else 'without labels: leave out'} "
+            "the section `labels`"
+        )
+    given = {} if label is None else {"label": label}
     try:
-        return learner(config(features=tuple(section.features), label=label, **section.options))
+        return learner(config(features=tuple(section.features), **given, **section.options))
     except TypeError as error:
         raise JobError(f"learner {section.algorithm}: {error}") from None
 
@@ -170,8 +179,8 @@ def _first_version(job: JobSpec, features: pa.Schema) -> int:
     from models.learning import save_learner
 
     assert job.learner is not None
-    assert job.labels is not None
-    missing = [name for name in job.learner.features if name not in features.names]
+    section = _with_features(job, features)
+    missing = [name for name in section.features if name not in features.names]
     if missing:
         raise JobError(
             f"learner: there is no column {', '.join(missing)} behind the steps; there are {', '.join(features.names)}"
@@ -181,12 +190,26 @@ def _first_version(job: JobSpec, features: pa.Schema) -> int:
     if found is not None:
         return found.version
     try:
-        learner = build_learner(job.learner, job.labels.column)
+        learner = build_learner(section, job.labels.column if job.labels else None)
     except ValueError as error:
         raise JobError(f"learner {job.learner.algorithm}: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
         save_learner(learner, f"{folder}/seed")
         return registry.publish(job.model.name, f"{folder}/seed", publication=publication).version
+
+
+def _with_features(job: JobSpec, columns: pa.Schema) -> LearnerSection:
+    """The learner's section with its features: as given, or, where there are no labels, every numeric column."""
+    assert job.learner is not None
+    if job.learner.features:
+        return job.learner
+    if job.labels is not None:
+        raise JobError("learner: no `features` are given; name the columns to learn from")
+    own = [f for f in columns if f.name not in (*RESERVED, *job.keep) and f.name != job.source.time.column]
+    numeric = tuple(f.name for f in own if pa.types.is_integer(f.type) or pa.types.is_floating(f.type))
+    if not numeric:
+        raise JobError(f"learner: there is no numeric column to learn from; there are {', '.join(f.name for f in own)}")
+    return job.learner.model_copy(update={"features": numeric})
 
 
 def _contract(job: JobSpec) -> Signature:

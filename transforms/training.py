@@ -1,8 +1,8 @@
-"""Labelled rows in, versions and their activations out: the learner as a step of the stream.
+"""Rows in, versions and their activations out: the learner as a step of the stream.
 
-The rows of each fixed window of label time (the time a label became known) are learnt in order, and the window's end is the
-moment the next version goes live. Windows close by the watermark, rows are learnt in an order that follows from the stream
-alone, and the model is its own checkpoint. So the same input gives the same versions, bit for bit, however it is cut; a
+The rows of each fixed window of time (of labelled rows: the time a label became known) are learnt in order, and the window's
+end is the moment the next version goes live. Windows close by the watermark, rows are learnt in an order that follows from the
+stream alone, and the model is its own checkpoint. So the same input gives the same versions, bit for bit, however it is cut; a
 window that is learnt again after a crash finds its version published.
 """
 
@@ -20,32 +20,36 @@ from apache_beam.metrics import Metrics
 from models.activation_log import Activation, ActivationInPast
 from models.learning import LearningModel
 from models.opened import shared_log, shared_registry
-from models.registry import Manifest, Training
+from models.registry import Training
 from models.serving import ModelError
-from transforms.batches import MIN_WATERMARK_US, SEQUENCE
+from transforms.batches import EVENT_TIME, MIN_WATERMARK_US, SEQUENCE, TIME_TYPE
 from transforms.dead_letters import dead_letters
-from transforms.label_join import LABEL_TIME
 from transforms.operators import State, Tables
 
+EVENTS = "events"
 ACTIVATIONS = pa.schema(
     [
         pa.field("version", pa.int64()),
         pa.field("effective_from_us", pa.int64()),
-        pa.field("rows", pa.int64()),  # labelled rows that the window had
+        pa.field("rows", pa.int64()),  # that the window had
     ]
 )
 
 
 @dataclass(frozen=True)
 class Train:
-    """An `Operator`: input `in` (labelled rows), outputs `activations` (schema `ACTIVATIONS`) and `refused` (dead letters).
+    """An `Operator`: input `in` (rows to learn from).
+
+    Outputs: `activations` (schema `ACTIVATIONS`), `refused` (dead letters), and `events`: what the learner itself has to tell
+    (`models.learning`), with the window's end as `event_time`, the version that it made, and a `sequence`: that of the window's
+    last row.
 
     Attributes:
         registry: root folder of the registry.
         model: name of the model.
         first_version: the version to learn on from at the start of the stream.
-        label: name of the label column.
-        every_us: length of the windows of label time, aligned to the epoch.
+        time: the column with the time of the windows: `label_time` of labelled rows, `event_time` of rows without labels.
+        every_us: length of the windows, aligned to the epoch.
         warm_up_rows: a version is activated only once this many rows were learnt since the start; those before stay candidates.
         by: name of the job, for the publication ids.
     """
@@ -53,14 +57,14 @@ class Train:
     registry: str
     model: str
     first_version: int
-    label: str
+    time: str
     every_us: int
     warm_up_rows: int
     by: str
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return ("activations", "refused")
+        return ("activations", "refused", EVENTS)
 
     def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
         tables = [table for table in (state.get("pending"), inputs.get("in")) if table is not None and table.num_rows]
@@ -70,20 +74,25 @@ class Train:
             version, seen, served_us = position["version"], position["rows"], position["watermark_us"]
         activations: list[dict[str, int]] = []
         refused: list[pa.RecordBatch] = []
+        events: list[pa.Table] = []
         pending = pa.concat_tables(tables) if tables else None
         if pending is not None:
-            ends = (pending.column(LABEL_TIME).cast(pa.int64()).to_numpy() // self.every_us + 1) * self.every_us
-            for end in np.unique(ends[ends <= watermark_us]).tolist():
+            ends = (pending.column(self.time).cast(pa.int64()).to_numpy() // self.every_us + 1) * self.every_us
+            closed = pending.filter(pa.array(ends <= watermark_us))
+            closed = closed.sort_by([(self.time, "ascending"), (SEQUENCE, "ascending")])
+            closed_ends, starts = np.unique(np.sort(ends[ends <= watermark_us]), return_index=True)
+            for end, start, stop in zip(closed_ends.tolist(), starts, np.append(starts, closed.num_rows)[1:], strict=True):
                 # Rows up to the last watermark are predicted: a version from before it would rewrite what was said.
-                assert end > served_us, f"labels of the window up to {end} us came after the watermark {served_us} us"
-                rows = pending.filter(pa.array(ends == end))
-                window = _one_batch(rows.sort_by([(LABEL_TIME, "ascending"), (SEQUENCE, "ascending")]))
+                assert end > served_us, f"rows of the window up to {end} us came after the watermark {served_us} us"
+                window = _one_batch(closed.slice(int(start), int(stop - start)))
                 try:
-                    version = self._learn(version, window, end).version
+                    version, told = self._learn(version, window, end)
                 except ModelError as error:
                     refused.append(dead_letters(window, "learner_refused", str(error)))
                     continue
                 seen += window.num_rows
+                if told is not None and told.num_rows:
+                    events.append(_stamp(told, version, end, window))
                 if seen >= self.warm_up_rows:
                     activations.append({"version": version, "effective_from_us": end, "rows": window.num_rows})
             pending = pending.filter(pa.array(ends > watermark_us))
@@ -93,13 +102,15 @@ class Train:
         given = {"activations": pa.Table.from_pylist(activations, ACTIVATIONS)}
         if refused:
             given["refused"] = pa.Table.from_batches(refused)
+        if events:
+            given[EVENTS] = pa.concat_tables(events)
         return new_state, given
 
-    def _learn(self, parent: int, window: pa.RecordBatch, end_us: int) -> Manifest:
+    def _learn(self, parent: int, window: pa.RecordBatch, end_us: int) -> tuple[int, pa.Table | None]:
         registry = shared_registry(self.registry)
         publication = f"{self.by}/learn/{end_us}"
         learner = _learners.take(self.registry, self.model, parent)
-        measured = learner.learn(window)
+        measured, events = learner.learn_with_events(window)
         manifest = registry.publish_variables(
             self.model,
             parent=parent,
@@ -109,7 +120,7 @@ class Train:
             publication=publication,
         )
         _learners.put(self.registry, self.model, manifest.version, learner)
-        return manifest
+        return manifest.version, events
 
 
 class ActivateVersions(beam.PTransform):
@@ -141,7 +152,7 @@ class _Activate(beam.DoFn):
         log = shared_log(self._registry, self._model)
         # A version a window, a handful a batch: this loop is not over records.
         for row in batch.to_pylist():
-            reason = f"learnt from {row['rows']} labelled rows"
+            reason = f"learnt from {row['rows']} rows"
             self._activated.inc()
             version, effective_from_us = row["version"], row["effective_from_us"]
             try:
@@ -173,6 +184,17 @@ class _Learners:
 
 
 _learners = _Learners()
+
+
+def _stamp(told: pa.Table, version: int, end_us: int, window: pa.RecordBatch) -> pa.Table:
+    """A learner's events with when, by which version, and behind which record."""
+    rows = told.num_rows
+    stamps = {
+        EVENT_TIME: pa.repeat(end_us, rows).cast(TIME_TYPE),
+        SEQUENCE: pa.repeat(window.column(SEQUENCE)[-1], rows),
+        "version": pa.repeat(version, rows),
+    }
+    return pa.table(stamps | {name: told.column(name) for name in told.schema.names})
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:

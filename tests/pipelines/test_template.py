@@ -174,7 +174,7 @@ class TestFaultsOfJobs:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"kind": "learn"}, "a job that learns (learn) wants the sections `labels` and `learner`"),
+            ({"kind": "learn"}, "a job that learns (learn) wants a section `learner`"),
             ({"kind": "loop"}, "a job that learns (loop) wants"),
             (
                 {"learner": {"features": ["a"]}, "labels": {"column": "y", "delay": "1d"}},

@@ -8,6 +8,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
+import tensorflow as tf
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -54,7 +55,7 @@ def labelled(seconds: list[int], label: int | None = None) -> pa.Table:
 def step(tmp_path: Path, seed: Path, name: str = "registry", warm_up_rows: int = 1) -> Train:
     registry = Registry(str(tmp_path / name))
     first = registry.publish("m", str(seed), publication="job/seed").version
-    return Train(str(tmp_path / name), "m", first, "label", WINDOW_US, warm_up_rows, "job")
+    return Train(str(tmp_path / name), "m", first, LABEL_TIME, WINDOW_US, warm_up_rows, "job")
 
 
 def digests(train: Train) -> list[str]:
@@ -148,3 +149,54 @@ def test_activations_reach_the_log(tmp_path: Path, seed: Path) -> None:
     activate(train, 7 * WINDOW_US, strict=False, version=2)
     times = [e.effective_from_us for e in log.entries() if isinstance(e, Activation)]
     assert times == [WINDOW_US, 3 * WINDOW_US, 9 * WINDOW_US]
+
+
+class Highest(tf.Module):
+    """Learns without labels: the highest value so far, and an event each time that it rises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.highest = tf.Variable(0.0)
+
+    def signatures(self) -> dict[str, object]:
+        column = tf.TensorSpec([None], tf.float32, "a")
+
+        @tf.function(input_signature=[column])
+        def predict(a: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"above": a > self.highest}
+
+        @tf.function(input_signature=[column])
+        def learn(a: tf.Tensor) -> dict[str, tf.Tensor]:
+            highest = tf.maximum(self.highest, tf.reduce_max(a))
+            told = tf.boolean_mask([highest], [highest > self.highest])
+            self.highest.assign(highest)
+            return {"rows": tf.size(a), "event_highest": told, "event_kind": tf.fill(tf.shape(told), "rose")}
+
+        return {"serving_default": predict, "learn": learn}
+
+
+def test_rows_without_labels_go_by_their_own_time_and_events_tell_what_happened(tmp_path: Path) -> None:
+    save_learner(Highest(), str(tmp_path / "saved"))
+    rows = labelled([1, 2, 11, 12, 21, 22]).set_column(0, "a", pa.array([1.0, 2.0, 0.5, 0.5, 3.0, 2.5]))
+    rows = rows.drop_columns(["label", LABEL_TIME])
+
+    def learn(name: str, cuts: list[int]) -> pa.Table:
+        registry = Registry(str(tmp_path / name))
+        train = Train(
+            registry.root, "m", registry.publish("m", str(tmp_path / "saved")).version, EVENT_TIME, WINDOW_US, 1, "job"
+        )
+        state, came = {}, []
+        for start, end in zip([0, *cuts], [*cuts, 6], strict=True):
+            upto_us = MAX_WATERMARK_US if end == 6 else rows.column(EVENT_TIME).cast(pa.int64())[end].as_py()
+            state, given = train.advance(state, {"in": rows.slice(start, end - start)}, upto_us)
+            came += [given["events"]] if "events" in given else []
+        return pa.concat_tables(came)
+
+    events = learn("whole", [])
+    assert events.column(EVENT_TIME).cast(pa.int64()).to_pylist() == [WINDOW_US, 3 * WINDOW_US]
+    assert events.drop_columns([EVENT_TIME]).to_pylist() == [
+        {"sequence": 1, "version": 2, "highest": 2.0, "kind": "rose"},
+        {"sequence": 5, "version": 4, "highest": 3.0, "kind": "rose"},
+    ]
+    for cuts in ([1], [3], [1, 2, 3, 4, 5]):
+        assert learn("cut" + "-".join(map(str, cuts)), cuts).equals(events)
