@@ -1,11 +1,12 @@
 # make run    sets up and runs the demonstration      make test   sets up and runs the tests
 # make setup  only sets up                            make bench  measures, beside the rivals
+# make engines  fetches Flink, Spark and Kafka, and builds Prism (Java 17, Maven and Go are needed)
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: run setup setup-dev test bench lint clean
+.PHONY: run engines setup setup-dev test bench lint clean
 
 run: setup
 	$(BIN)/midstream run electricity --fresh
@@ -26,7 +27,10 @@ $(STAMP)-dev: $(STAMP) requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	touch $@
 
-test: lint
+engines: setup
+	$(BIN)/python -m runners.engines
+
+test: lint engines
 	$(BIN)/python -m pytest
 
 lint: setup-dev

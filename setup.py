@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.12",
     packages=["models", "models.learners", "transforms", "transforms.decoding", "runners", "pipelines"],
-    package_data={"pipelines": ["templates/*.yaml", "data/*", "report.*"]},
+    package_data={"pipelines": ["templates/*.yaml", "data/*", "report.*"], "runners": ["jvm/jars.lock", "jvm/*/pom.xml"]},
     install_requires=[
         "apache-beam==2.77.0",
         "click==8.5.1",
