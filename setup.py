@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.12",
-    packages=["models", "models.learners", "transforms", "transforms.decoding", "runners", "pipelines"],
+    packages=["models", "models.learners", "transforms", "transforms.decoding", "runners", "pipelines", "pipelines.commands"],
     package_data={"pipelines": ["templates/*.yaml", "data/*", "report.*"], "runners": ["jvm/jars.lock", "jvm/*/pom.xml"]},
     install_requires=[
         "apache-beam==2.77.0",

@@ -26,7 +26,20 @@ _PRISM = f"github.com/apache/beam/sdks/v2/go/cmd/prism@{PRISM_VERSION}"
 _POMS = Path(__file__).parent / "jvm"
 _LOCK = _POMS / "jars.lock"
 # What Flink and Spark reach into on Java 17.
-_OPENED = ["java.util", "java.lang", "java.nio", "sun.nio.ch", "java.lang.invoke", "java.util.concurrent", "java.util.concurrent.atomic", "java.net", "java.io", "sun.security.action", "sun.nio.cs", "sun.util.calendar"]
+_OPENED = [
+    "java.util",
+    "java.lang",
+    "java.nio",
+    "sun.nio.ch",
+    "java.lang.invoke",
+    "java.util.concurrent",
+    "java.util.concurrent.atomic",
+    "java.net",
+    "java.io",
+    "sun.security.action",
+    "sun.nio.cs",
+    "sun.util.calendar",
+]
 OPENS = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
 
 
