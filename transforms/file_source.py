@@ -88,6 +88,10 @@ class FileSource:
             format_of(file.name, self.format)
         return files
 
+    def read(self, part: Range) -> Iterator[Decoded]:
+        """Decodes the rows of a range, in pieces of at most `batch_rows` records."""
+        return read_range(self, part)
+
     def _matching(self, pattern: str) -> list[FileInfo]:
         prefix = f"{self.root.rstrip('/')}/" if self.root else ""
         found = [

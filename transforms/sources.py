@@ -54,7 +54,7 @@ def read_ranges(
     newest = start_max_event_time_us
     for part in ranges:
         planned = planned_batches(source, part)
-        for piece in read_range(source, part) if planned is None else planned:
+        for piece in source.read(part) if planned is None else planned:
             if ordered:
                 batch, newest = stamp_watermark(piece.batch, newest, source.out_of_orderness_us)
                 piece = piece._replace(batch=batch)

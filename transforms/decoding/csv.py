@@ -44,7 +44,7 @@ def read_csv(path: str, wanted: Sequence[Column], start_row: int) -> Iterator[Pi
     Raises:
         UnreadableFileError: after the records that could be read.
     """
-    layout: _Layout | None = None
+    layout: Layout | None = None
     carry, row = b"", 0
     problem: UnreadableFileError | None = None
     blocks = whole_lines(path)
@@ -59,7 +59,7 @@ def read_csv(path: str, wanted: Sequence[Column], start_row: int) -> Iterator[Pi
             data = data.lstrip(b"\r\n")
             if data:
                 header, _, data = data.partition(b"\n")
-                layout = _Layout(header, wanted)
+                layout = Layout(header, wanted)
         if layout is not None and data:
             records = layout.count(data) if row < start_row else None
             if records is not None and row + records <= start_row:
@@ -74,7 +74,7 @@ def read_csv(path: str, wanted: Sequence[Column], start_row: int) -> Iterator[Pi
             return
 
 
-class _Layout:
+class Layout:
     """How the records of one file look."""
 
     def __init__(self, header: bytes, wanted: Sequence[Column]) -> None:
@@ -105,13 +105,18 @@ class _Layout:
         Returns:
             The pieces, and the bytes of a last record that needs the next block, if there is one.
         """
+        # Values that do not fit are found in the columns as bytes; records that do not, line by line.
+        pieces = self.read_clean(data, row)
+        return self._read_with_faults(data, row, last) if pieces is None else (pieces, b"")
+
+    def read_clean(self, data: bytes, row: int) -> list[Piece] | None:
+        """Reads whole lines if each of them is a record; None otherwise."""
         if not self._fault:
-            # Values that do not fit are found in the columns as bytes; records that do not, line by line.
             for types in (self._types, [pa.binary()] * len(self._types)):
                 table = self._read_clean(data, types)
                 if table is not None:
-                    return self._pieces(table, row, lines_of(data)), b""
-        return self._read_with_faults(data, row, last)
+                    return self._pieces(table, row, lines_of(data))
+        return None
 
     def _read_clean(self, data: bytes, types: Sequence[pa.DataType]) -> pa.Table | None:
         """The table if each line is a record and all of them have these types, None otherwise."""

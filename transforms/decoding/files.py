@@ -101,12 +101,16 @@ def decode(
     return _rebatched(pieces, start_row, batch_rows)
 
 
-class _FileDecoder:
-    """Turns the pieces of one file into batches and dead letters."""
+class PieceDecoder:
+    """Turns the pieces of one source into batches and dead letters.
+
+    Attributes:
+        wanted: the columns that a piece has, in order: those of the schema, and the time column if it is not one of them.
+    """
 
     def __init__(self, source_name: str, source_index: int, schema: Schema, time: TimeSpec) -> None:
         extra = time.extra_column(schema)
-        self._wanted: tuple[Column, ...] = (*schema.columns, *([extra] if extra else []))
+        self.wanted: tuple[Column, ...] = (*schema.columns, *([extra] if extra else []))
         self._extra = extra
         self._schema = schema
         self._time = time
@@ -114,38 +118,8 @@ class _FileDecoder:
         self._names = pa.array([source_name])
         self._first_sequence = first_sequence(source_index)
 
-    def decode(self, path: str, format: str, start_row: int) -> Iterator[Decoded]:
-        next_row = start_row
-        try:
-            for piece in read_ahead(self._read(path, format, start_row)):
-                decoded = self._finish(piece)
-                next_row = decoded.next_row
-                yield decoded
-        except (UnreadableFileError, OSError) as error:
-            rest = error.rest if isinstance(error, UnreadableFileError) else b""
-            dead = _dead_letters(
-                self._name,
-                [None],
-                [None],
-                [UNREADABLE_FILE],
-                [f"from row {next_row} on: {error}"],
-                [as_text(rest[:_SHOWN_BYTES])],
-            )
-            yield Decoded(_empty(batch_schema(self._schema)), dead, 0, next_row)
-
-    def _read(self, path: str, format: str, start_row: int) -> Iterator[Piece]:
-        if format == "csv":
-            return read_csv(path, self._wanted, start_row)
-        if format == "jsonl":
-            return read_jsonl(path, self._wanted, start_row)
-        if format == "parquet":
-            return read_parquet(path, self._wanted, start_row)
-        from transforms.decoding.tfrecord import read_tfrecord  # loads tfx-bsl, which only this format needs
-
-        numeric_time = self._extra.name if self._extra and self._time.unit != "iso" else None
-        return read_tfrecord(path, self._wanted, start_row, numeric_time)
-
-    def _finish(self, piece: Piece) -> Decoded:
+    def finish(self, piece: Piece) -> Decoded:
+        """Converts and checks the records of a piece."""
         letters, rows = list(piece.letters), piece.rows
         total = len(rows) + len(letters)
         arrays: list[pa.Array] = []
@@ -170,7 +144,7 @@ class _FileDecoder:
         """The declared columns, the event times, and the first problem of each record that has one."""
         problems: dict[int, Problem] = {}
         arrays = []
-        for column, raw in zip(self._wanted, piece.columns, strict=True):
+        for column, raw in zip(self.wanted, piece.columns, strict=True):
             values, found = checked(raw, column)
             arrays.append(values)
             for problem in found:
@@ -179,7 +153,7 @@ class _FileDecoder:
         if self._time.column is None:
             times, found = self._numbered_times(piece.rows)
         else:
-            place = [column.name for column in self._wanted].index(self._time.column)
+            place = [column.name for column in self.wanted].index(self._time.column)
             times, found = event_times(arrays[place], self._time)
         for problem in found:
             problems.setdefault(problem.position, problem)
@@ -200,6 +174,41 @@ class _FileDecoder:
         letters.sort(key=lambda letter: letter.row)
         rows, reasons, details, records = zip(*letters, strict=True)
         return _dead_letters(self._name, rows, [self._first_sequence + row for row in rows], reasons, details, records)
+
+
+class _FileDecoder(PieceDecoder):
+    """Reads one file."""
+
+    def decode(self, path: str, format: str, start_row: int) -> Iterator[Decoded]:
+        next_row = start_row
+        try:
+            for piece in read_ahead(self._read(path, format, start_row)):
+                decoded = self.finish(piece)
+                next_row = decoded.next_row
+                yield decoded
+        except (UnreadableFileError, OSError) as error:
+            rest = error.rest if isinstance(error, UnreadableFileError) else b""
+            dead = _dead_letters(
+                self._name,
+                [None],
+                [None],
+                [UNREADABLE_FILE],
+                [f"from row {next_row} on: {error}"],
+                [as_text(rest[:_SHOWN_BYTES])],
+            )
+            yield Decoded(_empty(batch_schema(self._schema)), dead, 0, next_row)
+
+    def _read(self, path: str, format: str, start_row: int) -> Iterator[Piece]:
+        if format == "csv":
+            return read_csv(path, self.wanted, start_row)
+        if format == "jsonl":
+            return read_jsonl(path, self.wanted, start_row)
+        if format == "parquet":
+            return read_parquet(path, self.wanted, start_row)
+        from transforms.decoding.tfrecord import read_tfrecord  # loads tfx-bsl, which only this format needs
+
+        numeric_time = self._extra.name if self._extra and self._time.unit != "iso" else None
+        return read_tfrecord(path, self.wanted, start_row, numeric_time)
 
 
 def _dead_letters(name: str, rows: Sequence, sequences: Sequence, *texts: Sequence[str]) -> pa.RecordBatch:

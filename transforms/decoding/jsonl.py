@@ -34,19 +34,27 @@ def read_jsonl(path: str, wanted: Sequence[Column], start_row: int) -> Iterator[
     Raises:
         UnreadableFileError: after the records that could be read.
     """
-    schema = pa.schema([pa.field(column.name, _arrow_type(column)) for column in wanted])
     row = 0
     for data in whole_lines(path):
-        plain = _is_plain(data)
-        lines = [] if plain else _filled_lines(data)
-        count = data.count(b"\n") if plain else len(lines)
-        if row + count > start_row:
-            columns = _parse(data, schema, count) if plain else None
-            if columns is not None:
-                yield Piece(columns, np.arange(row, row + count), (), lines_of(data), row + count)
-            else:
-                yield _read_with_faults(lines or _filled_lines(data), wanted, schema, row)
-        row += count
+        if row < start_row:
+            count = data.count(b"\n") if _is_plain(data) else len(_filled_lines(data))
+            if row + count <= start_row:
+                row += count
+                continue
+        piece = read_block(data, wanted, row)
+        yield piece
+        row = piece.end_row
+
+
+def read_block(data: bytes, wanted: Sequence[Column], row: int) -> Piece:
+    """Reads whole lines, the first record of which has this number; lines of white space are not records."""
+    schema = pa.schema([pa.field(column.name, _arrow_type(column)) for column in wanted])
+    if _is_plain(data):
+        count = data.count(b"\n")
+        columns = _parse(data, schema, count)
+        if columns is not None:
+            return Piece(columns, np.arange(row, row + count), (), lines_of(data), row + count)
+    return _read_with_faults(_filled_lines(data), wanted, schema, row)
 
 
 def _is_plain(data: bytes) -> bool:
