@@ -110,6 +110,13 @@ class WindowedAggregation:
         given["out"] = self._aggregate(rows, indices[complete], starts[complete], ends[complete], places[complete])
         return {**new_state, "rows": rows.filter(pa.array(waiting))}, given
 
+    def wake_us(self, state: State) -> int | None:
+        if "rows" not in state or not state["rows"].num_rows:
+            return None
+        clock = state["clock"].column(WATERMARK)[0].as_py()
+        _, _, ends, _ = self._open_windows(state["rows"], clock)
+        return int(ends.min()) + self.allowed_lateness_us
+
     def _needed(self) -> list[str]:
         columns = [parsed.column for parsed in map(Aggregate.parse, self.aggregates.values()) if parsed.column is not None]
         return list(dict.fromkeys([EVENT_TIME, SOURCE, ROW, SEQUENCE, *self.by, *columns]))

@@ -119,6 +119,12 @@ class LabelJoin:
             new_state["labels"] = labels.filter(pa.array(waits))
         return new_state, given
 
+    def wake_us(self, state: State) -> int | None:
+        known, _, _ = _moments(state.get("labels"))
+        there, until, _ = _moments(state.get("records"), self.horizon_us)
+        times = np.concatenate([known, np.maximum(until, there) + 1])  # a record's horizon has to be past
+        return int(times.min()) if len(times) else None
+
     def _check_columns(self, records: pa.Table | None, labels: pa.Table | None) -> None:
         if records is not None:
             require_columns("label join, records", self.on, records.schema)

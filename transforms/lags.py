@@ -85,6 +85,9 @@ class Lags:
         kept = np.sort(order[from_end < reach])
         return {"rows": rows.take(pa.array(kept))}, {"out": out}
 
+    def wake_us(self, state: State) -> int | None:
+        return None
+
 
 def _places(sorted_codes: Int64s) -> Int64s:
     """How many rows of the same group come before each row, int64 `[rows]`."""

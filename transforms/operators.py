@@ -7,7 +7,7 @@ the same stream into other micro-batches gives the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeAlias
 
 import pyarrow as pa
@@ -38,6 +38,13 @@ class Operator(Protocol):
             The new state, and the rows that are complete now by output tag; a tag without rows may be missing.
         """
 
+    def wake_us(self, state: State) -> int | None:
+        """From which watermark on `advance` may give more although no rows come; None if it never will.
+
+        Only a continuous job asks, in order to set a timer. What has been given already does not count; a time at or below the
+        watermark of the last call means: as soon as the watermark moves.
+        """
+
 
 class Chain:
     """Operators in a row: the first output of each is the only input, `in`, of the next; other outputs are passed on.
@@ -61,10 +68,8 @@ class Chain:
         new_state: dict[str, pa.Table] = {}
         given: dict[str, list[pa.Table]] = {}
         for place, operator in enumerate(self._operators):
-            prefix = f"{place}/"
-            own = {name[len(prefix) :]: table for name, table in state.items() if name.startswith(prefix)}
-            new_own, tables = operator.advance(own, inputs, watermark_us)
-            new_state.update({prefix + name: table for name, table in new_own.items()})
+            new_own, tables = operator.advance(_own(state, place), inputs, watermark_us)
+            new_state.update({f"{place}/{name}": table for name, table in new_own.items()})
             main, *side = operator.outputs
             last = place == len(self._operators) - 1
             for tag in side + [main] * last:
@@ -73,3 +78,17 @@ class Chain:
             inputs = {"in": tables[main]} if main in tables else {}
         # Two operators may give the same tag with other columns: late rows before and after columns were added.
         return new_state, {tag: pa.concat_tables(tables, promote_options="default") for tag, tables in given.items()}
+
+    def wake_us(self, state: State) -> int | None:
+        return earliest(operator.wake_us(_own(state, place)) for place, operator in enumerate(self._operators))
+
+
+def earliest(times_us: Iterable[int | None]) -> int | None:
+    """The earliest of some times, any of which may be missing."""
+    return min((time_us for time_us in times_us if time_us is not None), default=None)
+
+
+def _own(state: State, place: int) -> State:
+    """What of a chain's state is that of one of its operators."""
+    prefix = f"{place}/"
+    return {name[len(prefix) :]: table for name, table in state.items() if name.startswith(prefix)}

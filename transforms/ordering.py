@@ -44,3 +44,6 @@ class InOrder:
         in_order = ready[np.lexsort((rows.column(SEQUENCE).to_numpy()[ready], times[ready]))]
         given["out"] = rows.take(pa.array(in_order))
         return {"rows": rows.filter(pa.array(times > watermark_us))}, given
+
+    def wake_us(self, state: State) -> int | None:
+        return int(times_of(state["rows"]).min()) if "rows" in state and state["rows"].num_rows else None

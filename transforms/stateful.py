@@ -58,7 +58,7 @@ class Advance(beam.PTransform):
     def expand(self, pcolls: Mapping[str, beam.PCollection]) -> dict[str, beam.PCollection]:
         hint = tuple[int, Tagged]
         keyed = [
-            pcoll | f"shard {tag}" >> beam.ParDo(_Shard(tag, self._shard_by, self._shards)).with_output_types(hint)
+            pcoll | f"shard {tag}" >> beam.ParDo(Shard(tag, self._shard_by, self._shards)).with_output_types(hint)
             for tag, pcoll in pcolls.items()
         ]
         # A shard without a new row has to run too: the watermark may have completed what it holds.
@@ -76,7 +76,9 @@ class Advance(beam.PTransform):
         return {tag: given[tag] for tag in self._operator.outputs}
 
 
-class _Shard(beam.DoFn):
+class Shard(beam.DoFn):
+    """Gives each batch, or its rows by their shards, the number of the shard and the tag of the input."""
+
     def __init__(self, tag: str, shard_by: tuple[str, ...], shards: int) -> None:
         self._tag, self._shard_by, self._shards = tag, shard_by, shards
 
@@ -101,7 +103,7 @@ class _AdvanceShard(beam.DoFn):
         for tag, batch in tagged:
             batches.setdefault(tag, []).append(batch)
         (run,) = (row for batch in batches.pop(_RUN) for row in batch.to_pylist())
-        inputs = {tag: _in_order(pa.Table.from_batches(rows)) for tag, rows in batches.items()}
+        inputs = in_order(batches)
         file = f"{self._name.replace(' ', '-')}-{shard:05d}.arrow"
         state: State = read_state(f"{run['state_in']}/{file}") if run["state_in"] else {}
         state, tables = self._operator.advance(state, inputs, run["watermark_us"])
@@ -121,25 +123,40 @@ def _ticks(run: BoundedRun, shards: int, records_only: bool) -> Iterator[tuple[i
         yield shard, (_RUN, batch)
 
 
-def _in_order(table: pa.Table) -> pa.Table:
+def in_order(batches: Mapping[str, list[pa.RecordBatch]]) -> dict[str, pa.Table]:
+    """The batches of each tag as one table in order of arrival."""
+    return {tag: _by_sequence(pa.Table.from_batches(rows)) for tag, rows in batches.items()}
+
+
+def _by_sequence(table: pa.Table) -> pa.Table:
     sequence = table.column(SEQUENCE).to_numpy()
     return table if np.all(sequence[1:] >= sequence[:-1]) else table.sort_by(SEQUENCE)
 
 
 def write_state(path: str, state: State) -> None:
     """Writes the named tables of a state into one file, whole or not at all."""
+    write_bytes_atomically(path, pack_state(state))
+
+
+def pack_state(state: State) -> bytes:
+    """The named tables of a state as bytes."""
     sink = pa.BufferOutputStream()
     for name, table in state.items():
         schema = table.schema.with_metadata({**(table.schema.metadata or {}), b"midstream.name": name.encode()})
         with pa.ipc.new_stream(sink, schema) as writer:
             writer.write_table(table)
-    write_bytes_atomically(path, sink.getvalue().to_pybytes())
+    return sink.getvalue().to_pybytes()
 
 
 def read_state(path: str) -> dict[str, pa.Table]:
     """Reads what `write_state` wrote."""
     with FileSystems.open(path) as file:
-        buffer = pa.BufferReader(file.read())
+        return unpack_state(file.read())
+
+
+def unpack_state(packed: bytes) -> dict[str, pa.Table]:
+    """The inverse of `pack_state`."""
+    buffer = pa.BufferReader(packed)
     state = {}
     while buffer.tell() < buffer.size():
         with pa.ipc.open_stream(buffer) as reader:

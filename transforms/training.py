@@ -106,6 +106,12 @@ class Train:
             given[EVENTS] = pa.concat_tables(events)
         return new_state, given
 
+    def wake_us(self, state: State) -> int | None:
+        if "pending" not in state or not state["pending"].num_rows:
+            return None
+        earliest_us = int(state["pending"].column(self.time).cast(pa.int64()).to_numpy().min())
+        return (earliest_us // self.every_us + 1) * self.every_us
+
     def _learn(self, parent: int, window: pa.RecordBatch, end_us: int) -> tuple[int, pa.Table | None]:
         registry = shared_registry(self.registry)
         publication = f"{self.by}/learn/{end_us}"
