@@ -72,6 +72,7 @@ class AdvanceShard(beam.DoFn):
 
     CAME = BagStateSpec("came", BytesCoder())
     STATE = ReadModifyWriteStateSpec("state", BytesCoder())
+    CLOCK = ReadModifyWriteStateSpec("clock", VarIntCoder())  # the watermark of the last call, microseconds
     NEXT = ReadModifyWriteStateSpec("next", VarIntCoder())  # when the timer is set to, microseconds
     WAKE = TimerSpec("wake", TimeDomain.WATERMARK)
 
@@ -82,6 +83,7 @@ class AdvanceShard(beam.DoFn):
         self,
         keyed: tuple[int, tuple[str, pa.RecordBatch]],
         came: beam.DoFn.StateParam = beam.DoFn.StateParam(CAME),
+        clock: beam.DoFn.StateParam = beam.DoFn.StateParam(CLOCK),
         following: beam.DoFn.StateParam = beam.DoFn.StateParam(NEXT),
         wake: beam.DoFn.TimerParam = beam.DoFn.TimerParam(WAKE),
     ) -> None:
@@ -89,7 +91,9 @@ class AdvanceShard(beam.DoFn):
         if not batch.num_rows:
             return
         came.add(pack_state({tag: pa.Table.from_batches([batch])}))
-        self._wake_at(int(times_of(batch).min()), following.read(), following, wake)
+        # For a row behind the watermark a timer at its time would fire at once, and tell a time that is over.
+        earliest_us = max(int(times_of(batch).min()), _or(clock.read(), MIN_WATERMARK_US))
+        self._wake_at(earliest_us, following.read(), following, wake)
 
     @on_timer(WAKE)
     def advance(
@@ -97,6 +101,7 @@ class AdvanceShard(beam.DoFn):
         fired: Timestamp = beam.DoFn.TimestampParam,
         came: beam.DoFn.StateParam = beam.DoFn.StateParam(CAME),
         state: beam.DoFn.StateParam = beam.DoFn.StateParam(STATE),
+        clock: beam.DoFn.StateParam = beam.DoFn.StateParam(CLOCK),
         following: beam.DoFn.StateParam = beam.DoFn.StateParam(NEXT),
         wake: beam.DoFn.TimerParam = beam.DoFn.TimerParam(WAKE),
     ) -> Iterator[TimestampedValue | TaggedOutput]:
@@ -106,6 +111,7 @@ class AdvanceShard(beam.DoFn):
         after, given = self._operator.advance(unpack_state(before) if before else {}, inputs, watermark_us)
         came.clear()
         state.write(pack_state(after))
+        clock.write(watermark_us)
         following.clear()
         wake_us = self._operator.wake_us(after)
         if wake_us is not None and watermark_us < MAX_WATERMARK_US:
@@ -122,6 +128,10 @@ class AdvanceShard(beam.DoFn):
         if set_us is None or tick_us < set_us:
             following.write(tick_us)
             wake.set(Timestamp(micros=tick_us))
+
+
+def _or(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
 
 
 def _tables(packed: Iterable[bytes]) -> Tables:

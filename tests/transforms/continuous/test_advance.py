@@ -71,13 +71,13 @@ def run_live(
 ) -> dict[str, pa.Table]:
     """Runs an operator by its timers: batches cut at these sequences, and after each the watermark moves on."""
     step = AdvanceShard(operator, tick_us)
-    came, state, following, timer = _Bag(), _Value(), _Value(), _Value()
+    came, state, clock, following, timer = _Bag(), _Value(), _Value(), _Value(), _Value()
     given: dict[str, list[pa.RecordBatch]] = {}
 
     def move_to(watermark_us: int) -> None:
         while timer.time_us is not None and timer.time_us <= watermark_us:
             fired, timer.time_us = Timestamp(micros=timer.time_us), None
-            for batch in step.advance(fired, came, state, following, timer):
+            for batch in step.advance(fired, came, state, clock, following, timer):
                 tagged = isinstance(batch, beam.pvalue.TaggedOutput)
                 tag, rows = (batch.tag, batch.value) if tagged else (operator.outputs[0], batch)
                 given.setdefault(tag, []).append(rows)
@@ -89,7 +89,7 @@ def run_live(
             sequence = table[SEQUENCE].to_numpy()
             piece = table.filter((sequence >= start) & (sequence < end)).combine_chunks()
             for batch in piece.to_batches():
-                step.process((0, (tag, batch)), came, following, timer)
+                step.process((0, (tag, batch)), came, clock, following, timer)
             if tag in ("in", "records"):
                 newest = max([newest, *piece[EVENT_TIME].cast(pa.int64()).to_pylist()])
         move_to(newest - lateness)
@@ -97,7 +97,7 @@ def run_live(
     return {tag: pa.Table.from_batches(batches).unify_dictionaries().combine_chunks() for tag, batches in given.items()}
 
 
-_EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
+_EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
