@@ -19,6 +19,7 @@ setup(
         "models",
         "models.learners",
         "transforms",
+        "transforms.continuous",
         "transforms.decoding",
         "transforms.kafka",
         "runners",
