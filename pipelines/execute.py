@@ -17,6 +17,7 @@ from models.activation_log import Activation, ActivationLog
 from models.registry import Manifest, Registry
 from pipelines.graph import EVALUATIONS, EVENTS, LABELS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
+from pipelines.modes import Bounded
 from pipelines.notices import dead_letter_notices
 from pipelines.planning import StreamPlan, StreamPlanner
 from pipelines.replay import save_job
@@ -87,7 +88,7 @@ class Execution:
         self._started = time.monotonic()
         self._notices: list[str] = []
         self._run_file = str(self._output / "checkpoint" / "run.json")
-        self._graph = direct.DirectGraph(lambda pipeline: build(pipeline, self.resolved, self._run_file))
+        self._graph = direct.DirectGraph(lambda pipeline: build(Bounded(pipeline, self._run_file), self.resolved))
 
     def run(self) -> Outcome:
         """Runs the job and writes its summary and report."""

@@ -6,7 +6,7 @@
 
 Without labels the rows themselves are learnt, window by window of event time.
 
-The same graph serves a batch and each micro-batch. It is built once; what differs from run to run is a `BoundedRun`.
+The same graph serves a batch and each micro-batch, in which it is built once, and a continuous job; see `pipelines.modes`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ from apache_beam.pvalue import TaggedOutput
 
 import transforms.batch_coder  # noqa: F401  registers the coder of RecordBatches
 from pipelines.job import JobSpec
+from pipelines.modes import Mode
 from pipelines.steps import Apply, Stage
 from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, WATERMARK
-from transforms.bounded_run import ReadRun, ReadTask
 from transforms.dead_letters import dead_letters
 from transforms.inference import LINEAGE, BatchModelHandler, Predict
 from transforms.label_join import LABEL_TIME, LabelJoin, own_labels
-from transforms.model_timeline import AssignVersions
 from transforms.operators import Chain
-from transforms.sinks import WriteParquet
-from transforms.sources import Decode, FileSource
-from transforms.stateful import Advance
-from transforms.training import EVENTS, ActivateVersions, Train
+from transforms.sources import FileSource
+from transforms.training import EVENTS, Train
 
 RECORDS, LABELS = "records", "labels"  # the sources
 PREDICTIONS, EVALUATIONS, DEAD_LETTERS = "predictions", "evaluations", "dead_letters"
@@ -81,54 +78,43 @@ class Resolved:
         return horizon
 
 
-def build(pipeline: beam.Pipeline, resolved: Resolved, run_file: str) -> None:
-    """Adds a job's graph to a pipeline.
-
-    Args:
-        pipeline: an empty pipeline.
-        resolved: the job.
-        run_file: the file that a `BoundedRun` is written to before each run of the graph.
-    """
+def build(mode: Mode, resolved: Resolved) -> None:
+    """Adds a job's graph to the pipeline of a mode."""
     job = resolved.job
     dead: list[beam.PCollection] = []
-    runs = pipeline | "run" >> ReadRun(run_file)
-    rows, bad = _read(runs, resolved.records, RECORDS, resolved.ordered)
+    rows, bad = mode.read(resolved.records, RECORDS, resolved.ordered)
     dead.append(bad)
     labels = None
     if job.labels is not None:
-        rows, labels = _labels(runs, rows, resolved, dead)
+        rows, labels = _labels(mode, rows, resolved, dead)
     # A job that only serves need not wait for labels. One that learns does: a label may still make the version of a record.
-    features, failed, late = rows | "steps" >> Apply(resolved.stages, runs, records_only=job.kind == "serve")
+    features, failed, late = rows | "steps" >> Apply(resolved.stages, mode.advance, records_only=job.kind == "serve")
     dead += failed
 
-    # From a root of its own: read off `runs`, the side input would keep Beam from fusing decoding with predicting, and every
-    # batch would be encoded, held in memory until the last is read, and decoded again.
-    timelines = pipeline | "run for log" >> ReadRun(run_file) | "log" >> beam.Map(lambda run: run.timeline)
     unmatched = None
     sinks: dict[str, beam.PCollection] = {}
     if job.learner is not None:
-        activations, learnt = _learn(runs, features, labels, resolved)
+        features, learnt = _learn(mode, features, labels, resolved)
         dead.append(learnt["refused"])
         unmatched = learnt.get("unmatched")
         sinks[EVENTS] = learnt[EVENTS]
-        timelines = (timelines, activations) | "log and learnt" >> beam.Flatten()
 
     columns: dict[str, list[str]] = {}
     if job.kind != "learn":
-        predictions, failed_inference = _predict(features, timelines, resolved)
+        predictions, failed_inference = _predict(mode, features, resolved)
         dead += failed_inference
         sinks[PREDICTIONS] = predictions
-        columns[f"{job.output}/{PREDICTIONS}"] = prediction_columns(resolved)
+        columns[PREDICTIONS] = prediction_columns(resolved)
         if labels is not None:
-            sinks[EVALUATIONS], unmatched = _evaluate(runs, predictions, labels, resolved)
-            columns[f"{job.output}/{EVALUATIONS}"] = evaluation_columns(resolved)
+            sinks[EVALUATIONS], unmatched = _evaluate(mode, predictions, labels, resolved)
+            columns[EVALUATIONS] = evaluation_columns(resolved)
     if unmatched is not None and resolved.labels is not None:
         # A label that is a column of its record needs no letter of its own: if nothing has it, the record itself was one.
         dead.append(unmatched | "unmatched" >> beam.FlatMap(_unmatched).with_output_types(pa.RecordBatch))
     for number, rows_behind in enumerate(late):
         dead.append(rows_behind | f"late {number}" >> beam.Map(_late).with_output_types(pa.RecordBatch))
     sinks[DEAD_LETTERS] = dead | "dead letters" >> beam.Flatten()
-    {f"{job.output}/{name}": rows for name, rows in sinks.items()} | "write" >> WriteParquet(runs, columns)
+    mode.write(sinks, columns, job)
 
 
 def prediction_columns(resolved: Resolved) -> list[str]:
@@ -148,13 +134,8 @@ def evaluation_columns(resolved: Resolved) -> list[str]:
     return [*_IDENTITY, resolved.job.labels.column, LABEL_TIME, *(prefix + name for prefix in prefixes for name in own)]
 
 
-def _read(runs: beam.PCollection, source: FileSource, name: str, ordered: bool) -> tuple[beam.PCollection, beam.PCollection]:
-    tasks = runs | f"{name} to read" >> beam.FlatMap(lambda run: run.reads.get(name, ())).with_output_types(ReadTask)
-    return tasks | name >> Decode(source, ordered, name)
-
-
 def _labels(
-    runs: beam.PCollection, rows: beam.PCollection, resolved: Resolved, dead: list[beam.PCollection]
+    mode: Mode, rows: beam.PCollection, resolved: Resolved, dead: list[beam.PCollection]
 ) -> tuple[beam.PCollection, beam.PCollection]:
     """The records without their labels, and the labels as a stream of their own."""
     section = resolved.job.labels
@@ -162,7 +143,7 @@ def _labels(
     if resolved.labels is None:
         assert section.delay is not None
         return rows | "split labels" >> SplitLabels(section.column, section.delay)
-    labels, bad = _read(runs, resolved.labels, LABELS, True)
+    labels, bad = mode.read(resolved.labels, LABELS, True)
     dead.append(bad | "bad labels" >> beam.Map(_foreign).with_output_types(pa.RecordBatch))
     return rows, labels
 
@@ -174,7 +155,7 @@ def _join(resolved: Resolved) -> LabelJoin:
 
 
 def _learn(
-    runs: beam.PCollection, features: beam.PCollection, labels: beam.PCollection | None, resolved: Resolved
+    mode: Mode, features: beam.PCollection, labels: beam.PCollection | None, resolved: Resolved
 ) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
     job = resolved.job
     assert job.learner is not None
@@ -190,16 +171,11 @@ def _learn(
         job.name,
     )
     if labels is None:
-        given = {"in": features} | Advance(train, "learn", runs)
-    else:
-        given = {"records": features, "labels": labels} | Advance(Chain(_join(resolved), train), "learn", runs)
-    activate = ActivateVersions(registry, model, job.name, strict=job.kind == "loop")
-    return given["activations"] | "activate" >> activate, given
+        return mode.learn(train, {"in": features}, "in", job)
+    return mode.learn(Chain(_join(resolved), train), {"records": features, "labels": labels}, "records", job)
 
 
-def _predict(
-    features: beam.PCollection, timelines: beam.PCollection, resolved: Resolved
-) -> tuple[beam.PCollection, list[beam.PCollection]]:
+def _predict(mode: Mode, features: beam.PCollection, resolved: Resolved) -> tuple[beam.PCollection, list[beam.PCollection]]:
     assert resolved.outputs is not None
     model, failed = resolved.job.model, []
     predictions = features
@@ -214,20 +190,20 @@ def _predict(
             block_rows=model.block_rows,
             max_versions=model.max_versions,
         )
-        requests = predictions | f"{prefix}versions" >> AssignVersions(timelines, first_only=bool(prefix))
+        requests = predictions | f"{prefix}versions" >> mode.versions(resolved.job, first_only=bool(prefix))
         predictions, dead = requests | f"{prefix}predict" >> Predict(handler)
         failed.append(dead)
     return predictions, failed
 
 
 def _evaluate(
-    runs: beam.PCollection, predictions: beam.PCollection, labels: beam.PCollection, resolved: Resolved
+    mode: Mode, predictions: beam.PCollection, labels: beam.PCollection, resolved: Resolved
 ) -> tuple[beam.PCollection, beam.PCollection]:
     join = _join(resolved)
     wanted = [name for name in evaluation_columns(resolved) if name not in (join.label, LABEL_TIME)]
     kept = list(dict.fromkeys([*wanted, *join.on, WATERMARK]))
     narrow = predictions | "to evaluate" >> beam.Map(lambda batch: batch.select(kept)).with_output_types(pa.RecordBatch)
-    given = {"records": narrow, "labels": labels} | Advance(join, "evaluate", runs)
+    given = {"records": narrow, "labels": labels} | mode.advance(join, "evaluate")
     return given["labelled"], given["unmatched"]
 
 

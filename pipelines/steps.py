@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -16,7 +16,6 @@ from transforms.lookup import Lookup
 from transforms.operators import Chain, Operator
 from transforms.ordering import InOrder
 from transforms.rows import RowStep, RowSteps
-from transforms.stateful import Advance
 from transforms.windowing import parse_windows
 
 
@@ -76,9 +75,16 @@ def needs_order(steps: Sequence[Step]) -> bool:
 class Apply(beam.PTransform):
     """Runs stages: RecordBatches to (RecordBatches, dead letters, late rows), the last two as lists of PCollections."""
 
-    def __init__(self, planned: Sequence[Stage], runs: beam.PCollection, *, records_only: bool) -> None:
+    def __init__(self, planned: Sequence[Stage], advance: Callable[..., beam.PTransform], *, records_only: bool) -> None:
+        """Creates the transform.
+
+        Args:
+            planned: the stages.
+            advance: how the job's mode feeds an operator; see `pipelines.modes.Mode`.
+            records_only: the stages go by the watermark of the records alone.
+        """
         super().__init__()
-        self._stages, self._runs, self._records_only = planned, runs, records_only
+        self._stages, self._advance, self._records_only = planned, advance, records_only
 
     def expand(self, batches: beam.PCollection) -> tuple[beam.PCollection, list[beam.PCollection], list[beam.PCollection]]:
         dead, late = [], []
@@ -87,7 +93,7 @@ class Apply(beam.PTransform):
                 batches, failed = batches | stage.name >> RowSteps(stage.rows)
                 dead.append(failed)
                 continue
-            given = {"in": batches} | Advance(stage.operator, stage.name, self._runs, records_only=self._records_only)
+            given = {"in": batches} | self._advance(stage.operator, stage.name, records_only=self._records_only)
             batches = given["out"]
             if "late" in given:
                 late.append(given["late"])

@@ -46,10 +46,12 @@ class AssignVersions(beam.PTransform):
         self._timelines, self._first_only = timelines, first_only
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        return batches | beam.ParDo(_Assign(self._first_only), beam.pvalue.AsIter(self._timelines)).with_output_types(Request)
+        return batches | beam.ParDo(Assign(self._first_only), beam.pvalue.AsIter(self._timelines)).with_output_types(Request)
 
 
-class _Assign(beam.DoFn):
+class Assign(beam.DoFn):
+    """Cuts a batch into its versions, given the log."""
+
     def __init__(self, first_only: bool) -> None:
         self._first_only = first_only
         self._swaps = Metrics.counter("midstream", "swaps")

@@ -68,8 +68,8 @@ class Chain:
         new_state: dict[str, pa.Table] = {}
         given: dict[str, list[pa.Table]] = {}
         for place, operator in enumerate(self._operators):
-            new_own, tables = operator.advance(_own(state, place), inputs, watermark_us)
-            new_state.update({f"{place}/{name}": table for name, table in new_own.items()})
+            new_own, tables = operator.advance(own_state(state, str(place)), inputs, watermark_us)
+            new_state |= prefixed(str(place), new_own)
             main, *side = operator.outputs
             last = place == len(self._operators) - 1
             for tag in side + [main] * last:
@@ -80,7 +80,7 @@ class Chain:
         return new_state, {tag: pa.concat_tables(tables, promote_options="default") for tag, tables in given.items()}
 
     def wake_us(self, state: State) -> int | None:
-        return earliest(operator.wake_us(_own(state, place)) for place, operator in enumerate(self._operators))
+        return earliest(operator.wake_us(own_state(state, str(place))) for place, operator in enumerate(self._operators))
 
 
 def earliest(times_us: Iterable[int | None]) -> int | None:
@@ -88,7 +88,11 @@ def earliest(times_us: Iterable[int | None]) -> int | None:
     return min((time_us for time_us in times_us if time_us is not None), default=None)
 
 
-def _own(state: State, place: int) -> State:
-    """What of a chain's state is that of one of its operators."""
-    prefix = f"{place}/"
-    return {name[len(prefix) :]: table for name, table in state.items() if name.startswith(prefix)}
+def own_state(state: State, name: str) -> dict[str, pa.Table]:
+    """What of a state is that of the operator of this name within."""
+    return {key[len(name) + 1 :]: table for key, table in state.items() if key.startswith(f"{name}/")}
+
+
+def prefixed(name: str, state: State) -> dict[str, pa.Table]:
+    """The inverse of `own_state`."""
+    return {f"{name}/{key}": table for key, table in state.items()}

@@ -9,7 +9,7 @@ window that is learnt again after a crash finds its version published.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -155,18 +155,28 @@ class _Activate(beam.DoFn):
         self._activated = Metrics.counter("midstream", "activations")
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Activation]:
-        log = shared_log(self._registry, self._model)
-        # A version a window, a handful a batch: this loop is not over records.
-        for row in batch.to_pylist():
-            reason = f"learnt from {row['rows']} rows"
-            self._activated.inc()
-            version, effective_from_us = row["version"], row["effective_from_us"]
-            try:
-                yield log.activate(version, effective_from_us, by=self._by, reason=reason)
-            except ActivationInPast:
-                if self._strict:
-                    raise
-                yield log.activate(version, None, by=self._by, reason=reason, not_before_us=effective_from_us)
+        self._activated.inc(batch.num_rows)
+        yield from activate_learnt(self._registry, self._model, self._by, self._strict, batch.to_pylist())
+
+
+def activate_learnt(
+    registry: str, model: str, by: str, strict: bool, activations: Iterable[Mapping[str, int]]
+) -> Iterator[Activation]:
+    """Appends rows of `ACTIVATIONS` to the activation log; see `ActivateVersions`.
+
+    A call that is made again changes nothing.
+    """
+    log = shared_log(registry, model)
+    # A version a window, a handful a batch: this loop is not over records.
+    for row in activations:
+        reason = f"learnt from {row['rows']} rows"
+        version, effective_from_us = row["version"], row["effective_from_us"]
+        try:
+            yield log.activate(version, effective_from_us, by=by, reason=reason)
+        except ActivationInPast:
+            if strict:
+                raise
+            yield log.activate(version, None, by=by, reason=reason, not_before_us=effective_from_us)
 
 
 class _Learners:

@@ -1,0 +1,137 @@
+"""The two ways in which a job's graph is run; what differs between them is all here.
+
+*Bounded*: a batch or one micro-batch. What it reads, its states, its watermark and the activation log are data of the run.
+*Continuous*: an unbounded stream on Flink. Sources, states and watermarks are Beam's; the log is read on by the job itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import apache_beam as beam
+
+from pipelines.job import JobSpec
+from transforms.bounded_run import ReadRun, ReadTask
+from transforms.continuous.advance import AdvanceLive
+from transforms.continuous.kafka_sink import Ends, TopicsSpec, WriteTopics
+from transforms.continuous.kafka_source import ReadTopic
+from transforms.continuous.loop import RELEASED, LearnThenRelease
+from transforms.continuous.versions import AssignVersionsLive
+from transforms.kafka.source import KafkaSource
+from transforms.model_timeline import AssignVersions
+from transforms.operators import Operator
+from transforms.sinks import WriteParquet
+from transforms.sources import Decode, FileSource, Read
+from transforms.stateful import Advance
+from transforms.training import ActivateVersions
+
+
+class Mode(Protocol):
+    """How a graph reads, keeps state, knows the log and writes."""
+
+    def read(self, source: FileSource | KafkaSource, name: str, ordered: bool) -> Read:
+        """Reads a source."""
+
+    def advance(self, operator: Operator, name: str, *, records_only: bool = False) -> beam.PTransform:
+        """Feeds an operator: a dict of PCollections by input tag to one by output tag."""
+
+    def learn(
+        self, operator: Operator, inputs: Mapping[str, beam.PCollection], rows: str, job: JobSpec
+    ) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
+        """Feeds a learner and activates what it learns.
+
+        Returns:
+            The input `rows`, as far as it may be predicted, and the learner's outputs.
+        """
+
+    def versions(self, job: JobSpec, *, first_only: bool) -> beam.PTransform:
+        """RecordBatches to `Request`s."""
+
+    def write(self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec) -> None:
+        """Writes the outputs, by name."""
+
+
+class Bounded:
+    """See the module's docstring."""
+
+    def __init__(self, pipeline: beam.Pipeline, run_file: str) -> None:
+        """Adds the run to the graph.
+
+        Args:
+            pipeline: an empty pipeline.
+            run_file: the file that a `BoundedRun` is written to before each run of the graph.
+        """
+        self._runs = pipeline | "run" >> ReadRun(run_file)
+        # From a root of its own: read off `runs`, the side input would keep Beam from fusing decoding with predicting, and
+        # every batch would be encoded, held in memory until the last is read, and decoded again.
+        self._timelines = pipeline | "run for log" >> ReadRun(run_file) | "log" >> beam.Map(lambda run: run.timeline)
+
+    def read(self, source: FileSource | KafkaSource, name: str, ordered: bool) -> Read:
+        assert isinstance(source, FileSource), "bounded runs read files"
+        tasks = self._runs | f"{name} to read" >> beam.FlatMap(lambda run: run.reads.get(name, ())).with_output_types(ReadTask)
+        return tasks | name >> Decode(source, ordered, name)
+
+    def advance(self, operator: Operator, name: str, *, records_only: bool = False) -> beam.PTransform:
+        return Advance(operator, name, self._runs, records_only=records_only)
+
+    def learn(
+        self, operator: Operator, inputs: Mapping[str, beam.PCollection], rows: str, job: JobSpec
+    ) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
+        given = inputs | self.advance(operator, "learn")
+        activate = ActivateVersions(job.model.registry, job.model.name, job.name, strict=job.kind == "loop")
+        activations = given["activations"] | "activate" >> activate
+        self._timelines = (self._timelines, activations) | "log and learnt" >> beam.Flatten()
+        return inputs[rows], given
+
+    def versions(self, job: JobSpec, *, first_only: bool) -> beam.PTransform:
+        return AssignVersions(self._timelines, first_only=first_only)
+
+    def write(self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec) -> None:
+        folders = {f"{job.output}/{name}": rows for name, rows in streams.items()}
+        _ = folders | "write" >> WriteParquet(self._runs, {f"{job.output}/{name}": own for name, own in columns.items()})
+
+
+class Continuous:
+    """See the module's docstring."""
+
+    def __init__(
+        self, pipeline: beam.Pipeline, topics: TopicsSpec, ends: Ends, *, tick_us: int, idle_us: int | None, until_now: bool
+    ) -> None:
+        """Begins the graph.
+
+        Args:
+            pipeline: an empty pipeline.
+            topics: where the outputs go; one that has no topic is not written.
+            ends: how far the topics go before the job starts.
+            tick_us: steps with state look at their rows at multiples of this in event time.
+            idle_us: see `ReadTopic`.
+            until_now: see `ReadTopic`.
+        """
+        self._pipeline, self._topics, self._ends = pipeline, topics, ends
+        self._tick_us, self._idle_us, self._until_now = tick_us, idle_us, until_now
+
+    def read(self, source: FileSource | KafkaSource, name: str, ordered: bool) -> Read:
+        assert isinstance(source, KafkaSource), "a continuous job reads topics"
+        return self._pipeline | name >> ReadTopic(source, idle_us=self._idle_us, until_now=self._until_now, count=name)
+
+    def advance(self, operator: Operator, name: str, *, records_only: bool = False) -> beam.PTransform:
+        return AdvanceLive(operator, name, tick_us=self._tick_us)
+
+    def learn(
+        self, operator: Operator, inputs: Mapping[str, beam.PCollection], rows: str, job: JobSpec
+    ) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
+        model = job.model
+        if job.kind == "loop":
+            given = inputs | self.advance(LearnThenRelease(operator, model.registry, model.name, job.name, rows), "learn")
+            return given[RELEASED], given
+        given = inputs | self.advance(operator, "learn")
+        _ = given["activations"] | "activate" >> ActivateVersions(model.registry, model.name, job.name, strict=False)
+        return inputs[rows], given
+
+    def versions(self, job: JobSpec, *, first_only: bool) -> beam.PTransform:
+        return AssignVersionsLive(job.model.registry, job.model.name, job.name, first_only=first_only)
+
+    def write(self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec) -> None:
+        wanted = {name: rows for name, rows in streams.items() if name in self._topics.topics}
+        _ = wanted | "write" >> WriteTopics(self._topics, self._ends)

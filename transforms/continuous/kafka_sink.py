@@ -1,0 +1,255 @@
+"""Exactly once into topics, from a job that starts again from its last checkpoint whenever anything fails.
+
+A job that goes back to a checkpoint gives once more what it had given since. Beam has no hook that would let a transaction wait
+for the checkpoint, so the sink looks: Beam's state holds, from the last checkpoint, how far the topics went then, and what
+stands behind that when the sink starts again has been written already. What the job gives is a function of its input, so it is
+the same bytes again, and left out.
+
+Two instances never write at once: each bundle is one transaction of a `transactional.id` of its shard, and opening that shuts
+    out
+whoever had it before, his open transaction included. Readers that set `isolation.level=read_committed` see every message once.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.coders import BytesCoder
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from transforms.batches import SOURCE
+from transforms.kafka.client import CALL_S, KafkaClient, Topic
+from transforms.kafka.json_lines import json_objects
+
+Ends = dict[str, dict[int, int]]  # by topic and partition, the offset behind the last message
+_OPEN_S = 30.0  # for opening and committing a transaction, which may have to wait for the broker
+
+
+@dataclass(frozen=True)
+class TopicsSpec:
+    """Where a job writes to.
+
+    Attributes:
+        client: the cluster.
+        topics: by name of the output, the topic.
+        columns: by name of the output, the columns to write, in order; all where it is missing.
+        job: names the transactions; two jobs of one name shut each other out.
+    """
+
+    client: KafkaClient
+    topics: Mapping[str, str]
+    columns: Mapping[str, list[str]]
+    job: str
+
+    def ends(self) -> Ends:
+        """How far the topics go now."""
+        found: Ends = {}
+        for name in set(self.topics.values()):
+            topic = Topic(self.client, name)
+            try:
+                found[name] = topic.state().high
+            finally:
+                topic.close()
+        return found
+
+
+class WriteTopics(beam.PTransform):
+    """Writes streams of RecordBatches, a JSON object a row, keyed by `source`. Input: a dict from name of the output to
+    PCollection.
+
+    Counts `written` and `written_before` (left out, as they stood there already) in the metrics namespace `midstream`.
+    """
+
+    def __init__(self, spec: TopicsSpec, starts: Ends, shards: int = 1) -> None:
+        """Creates the sink.
+
+        Args:
+            spec: the topics.
+            starts: how far they went when the job was made: what a job that has no checkpoint yet begins behind.
+            shards: how many transactions side by side; rows of a source stay in one shard.
+        """
+        super().__init__()
+        self._spec, self._starts, self._shards = spec, starts, shards
+
+    def expand(self, streams: Mapping[str, beam.PCollection]) -> beam.PCollection:
+        hint = tuple[int, tuple[str, pa.RecordBatch]]
+        keyed = [
+            rows | f"to {name}" >> beam.FlatMap(_shard, name, self._shards).with_output_types(hint)
+            for name, rows in streams.items()
+        ]
+        return keyed | beam.Flatten() | "write" >> beam.ParDo(_Write(self._spec, self._starts)).with_output_types(int)
+
+
+def _shard(batch: pa.RecordBatch, name: str, shards: int) -> Iterator[tuple[int, tuple[str, pa.RecordBatch]]]:
+    if not batch.num_rows:
+        return
+    source = batch.column(SOURCE)[0].as_py() if shards > 1 else None
+    yield (blake2b(str(source).encode(), digest_size=8).digest()[0] % shards if source else 0), (name, batch)
+
+
+class _Write(beam.DoFn):
+    NOTED = ReadModifyWriteStateSpec("noted", BytesCoder())
+
+    def __init__(self, spec: TopicsSpec, starts: Ends) -> None:
+        self._spec, self._starts = spec, starts
+        self._written = Metrics.counter("midstream", "written")
+        self._before = Metrics.counter("midstream", "written_before")
+
+    def start_bundle(self) -> None:
+        self._pending: dict[int, list[tuple[str, bytes | None, bytes]]] = {}
+        self._writers: dict[int, _Writer] = {}
+
+    def process(
+        self,
+        keyed: tuple[int, tuple[str, pa.RecordBatch]],
+        noted: beam.DoFn.StateParam = beam.DoFn.StateParam(NOTED),
+    ) -> None:
+        shard, (name, batch) = keyed
+        if shard not in self._writers:
+            self._writers[shard] = _writer(self._spec, shard)
+        recorded = noted.read()
+        writer = self._writers[shard]
+        if not writer.follows(recorded):
+            writer.recover(json.loads(recorded)["ends"] if recorded else self._starts)
+        noted.write(writer.note())
+        columns = self._spec.columns.get(name)
+        values = json_objects(batch if columns is None else batch.select(columns)).to_pylist()
+        keys = batch.column(SOURCE).cast(pa.string()).to_pylist()
+        fresh = [
+            (topic, key.encode() if key is not None else None, value)
+            for topic, key, value in zip([self._spec.topics[name]] * len(values), keys, map(str.encode, values), strict=True)
+            if not writer.stands_there(topic, value)
+        ]
+        self._before.inc(len(values) - len(fresh))
+        self._pending.setdefault(shard, []).extend(fresh)
+
+    def finish_bundle(self) -> None:
+        for shard, messages in self._pending.items():
+            if messages:
+                self._writers[shard].commit(messages)
+                self._written.inc(len(messages))
+
+
+class _Writer:
+    """The one writer of a shard in this process."""
+
+    def __init__(self, spec: TopicsSpec, shard: int) -> None:
+        self._spec, self._shard = spec, shard
+        self._producer: Any = None
+        self._token = ""
+        self._count = 0
+        self._ends: Ends = {}
+        self._there: Counter[bytes] = Counter()
+
+    def follows(self, recorded: bytes | None) -> bool:
+        """Whether Beam's state is as this writer left it; otherwise the job has gone back to a checkpoint, or just started."""
+        return bool(recorded) and self._producer is not None and json.loads(recorded or b"{}")["token"] == self._last_token()
+
+    def recover(self, ends: Ends) -> None:
+        """Shuts out who wrote before, and reads what stands behind these ends."""
+        self._token, self._count = uuid.uuid4().hex, 0
+        # The state names partitions by text, as JSON does.
+        self._ends = {topic: {int(number): offset for number, offset in own.items()} for topic, own in ends.items()}
+        self._producer = self._spec.client.producer(**{"transactional.id": f"midstream-{self._spec.job}-{self._shard}"})
+        self._spec.client.patiently("open a transaction", lambda: self._producer.init_transactions(_OPEN_S))
+        self._there = Counter(_digest(topic, value) for topic, value in self._read_behind())
+
+    def note(self) -> bytes:
+        """What the state has to say before what comes now is written."""
+        self._count += 1
+        return json.dumps({"token": self._last_token(), "ends": self._ends}).encode()
+
+    def stands_there(self, topic: str, value: bytes) -> bool:
+        """Whether this message was written before the job went back; asked once for each."""
+        if not self._there:
+            return False
+        digest = _digest(topic, value)
+        if not self._there[digest]:
+            return False
+        self._there[digest] -= 1
+        return True
+
+    def commit(self, messages: list[tuple[str, bytes | None, bytes]]) -> None:
+        """Writes messages in one transaction.
+
+        Raises:
+            KafkaException: it did not work. Nothing is written then; the bundle, and the job, go back.
+        """
+        ends: Ends = {}
+
+        def delivered(error: KafkaError | None, message: Any) -> None:
+            if error is None:
+                own = ends.setdefault(message.topic(), {})
+                own[message.partition()] = max(own.get(message.partition(), 0), message.offset() + 1)
+
+        producer, self._producer = self._producer, None  # if anything fails, the next bundle begins anew
+        producer.begin_transaction()
+        for topic, key, value in messages:
+            while True:
+                try:
+                    producer.produce(topic, value, key, on_delivery=delivered)
+                    break
+                except BufferError:
+                    producer.poll(1.0)
+        producer.flush(_OPEN_S)
+        producer.commit_transaction(_OPEN_S)
+        for topic, own in ends.items():
+            self._ends.setdefault(topic, {}).update(own)
+        self._producer = producer
+
+    def _last_token(self) -> str:
+        return f"{self._token}-{self._count}"
+
+    def _read_behind(self) -> Iterator[tuple[str, bytes]]:
+        consumer = self._spec.client.consumer(**{"auto.offset.reset": "earliest"})
+        try:
+            for topic in set(self._spec.topics.values()):
+                state = self._state(topic)
+                for number, end in state.items():
+                    start = self._ends.setdefault(topic, {}).setdefault(number, 0)
+                    if start >= end:
+                        continue
+                    consumer.assign([TopicPartition(topic, number, start)])
+                    position = start
+                    while position < end:
+                        for message in consumer.consume(10_000, CALL_S):
+                            error = message.error()
+                            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                                raise KafkaException(error)
+                            if error is None and message.offset() < end:
+                                yield topic, message.value() or b""
+                            position = message.offset() + (error is None)
+        finally:
+            consumer.close()
+
+    def _state(self, name: str) -> dict[int, int]:
+        topic = Topic(self._spec.client, name)
+        try:
+            return topic.state().high
+        finally:
+            topic.close()
+
+
+def _digest(topic: str, value: bytes) -> bytes:
+    return blake2b(value, digest_size=16, key=topic.encode()[:64]).digest()
+
+
+_writers: dict[tuple[str, str, int], _Writer] = {}
+_lock = threading.Lock()
+
+
+def _writer(spec: TopicsSpec, shard: int) -> _Writer:
+    """The process's writer for a shard; the bundles of a shard come one after the other, in whichever instance of the DoFn."""
+    with _lock:
+        return _writers.setdefault((spec.client.bootstrap, spec.job, shard), _Writer(spec, shard))
