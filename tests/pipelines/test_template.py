@@ -19,6 +19,7 @@ NEEDED = {
     "serve": {"input": "in.csv", "registry": "models", "model": "price"},
     "learn": {"input": "in.csv", "registry": "models", "model": "price", "label": "y", "label_delay": "1d", "features": "a,b"},
     "electricity": {},
+    "cluster": {"input": "in.csv"},
 }
 JOB = {
     "name": "own",
@@ -318,7 +319,7 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("name", "said"),
-        [("serv", "did you mean serve"), ("nix", "there are electricity, learn, serve"), ("./nix.yaml", "no template")],
+        [("serv", "did you mean serve"), ("nix", ", ".join(templates.names())), ("./nix.yaml", "no template")],
     )
     def test_not_there(self, name, said):
         with pytest.raises(TemplateError, match=said):

@@ -1,0 +1,157 @@
+"""New clusters among the rows that none explains.
+
+Density peaks: a row is a peak if the nearest denser row is far away against its own neighbours; every other row goes with its
+nearest denser row. There is no length in it that would have to be set, so neither scale nor density matters. Pieces of one
+cluster are put together, and a group is a cluster only if its rows are so close that noise would hardly have it.
+
+References:
+    Rodriguez and Laio, "Clustering by fast search and find of density peaks", Science 344, 2014. Deviation: the density is one
+    over the distance to the NEIGHBOUR-th neighbour, and a peak is told by the ratio of two distances instead of by eye.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from models.learners.cluster_state import (
+    BORN,
+    LOG_NORMAL,
+    LOG_UNIFORM,
+    TINY,
+    VARIANCE_FLOOR,
+    ClusterState,
+    join,
+    moments,
+    separations,
+    widen,
+)
+
+LEAST_ROWS = 10  # of a new cluster
+NEIGHBOUR = 7  # whose distance is the density
+PEAK_RATIO = 1.6  # distance to a denser row, against that to the neighbour
+CORE_RATIO = 2.5  # rows whose neighbour is farther off, against that of their peak, are left out: noise
+ONE_PIECE = 3.4  # two halves of a normal distribution are 2.65 deviations apart, of a uniform one 3.46
+EVIDENCE = 5.0  # log likelihood ratio against noise, penalised for the choice of rows
+PRIOR_ROWS = 5.0  # with which a new cluster's variances are drawn to their mean over the columns
+GROUPS = 48  # that are looked at
+REFINEMENTS = 3
+
+
+def births(state: ClusterState, limit: float) -> tf.Tensor:
+    """Looks for new clusters and puts them in free slots; returns how many."""
+    count = tf.cast(state.far_count, tf.int32)
+    rows = state.far[:count]
+    state.far_fresh.assign(0)
+    size, mean, variance = _one_piece(*_groups(rows, tf.sqrt(state.column_floor)), state)
+    order = tf.argsort(-size, stable=True)
+    size, mean, variance = (tf.gather(values, order) for values in (size, mean, variance))
+    floor = state.column_floor
+    even = tf.reduce_mean(variance / floor, axis=1, keepdims=True) * floor
+    variance = (size[:, None] * variance + PRIOR_ROWS * even) / (size[:, None] + PRIOR_ROWS) + VARIANCE_FLOOR * floor
+    # As many rows, as close as these, out of noise that is spread evenly over all that was seen.
+    total = tf.cast(count, tf.float64)
+    ratio = LOG_UNIFORM - LOG_NORMAL + 0.5 * tf.math.log(floor / variance)
+    choices = tf.math.lgamma(total + 1.0) - tf.math.lgamma(size + 1.0) - tf.math.lgamma(tf.maximum(total - size, 0.0) + 1.0)
+    evidence = size * tf.reduce_sum(ratio, axis=1) - state.width * tf.math.log(tf.maximum(size, 1.0)) - choices
+    first = tf.logical_and(tf.logical_not(tf.reduce_any(state.alive)), tf.range(GROUPS) == 0)  # the first needs no contrast
+    taken = tf.where(tf.logical_and(size >= LEAST_ROWS, tf.logical_or(evidence >= EVIDENCE, first)))[:, 0]
+    free = tf.where(tf.logical_not(state.alive))[:, 0]
+    born = tf.minimum(tf.size(taken), tf.size(free))
+    taken, slots = taken[:born], free[:born]
+    _settle(state, slots, *(tf.gather(values, taken) for values in (size, mean, variance)))
+    _refine(state, slots, widen(rows), limit)
+    near = state.assign(widen(rows), state.mean, state.variance, limit).near
+    left = tf.boolean_mask(rows, tf.logical_or(tf.logical_not(near), born == 0))
+    state.far[: tf.shape(left)[0]].assign(left)
+    state.far_count.assign(tf.cast(tf.shape(left)[0], tf.int64))
+    return born
+
+
+def _groups(rows: tf.Tensor, deviation: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The GROUPS largest groups about density peaks: size, mean, variance; size 0 where there are fewer."""
+    count = tf.shape(rows)[0]
+    scaled = rows / deviation
+    lengths = tf.reduce_sum(scaled * scaled, axis=1)
+    squared = tf.maximum(lengths[:, None] + lengths - 2.0 * tf.matmul(scaled, scaled, transpose_b=True), 0.0)
+    squared = tf.linalg.set_diag(squared, tf.zeros_like(lengths))
+    neighbours = -tf.math.top_k(-squared, k=tf.minimum(NEIGHBOUR + 1, count)).values
+    radius = tf.sqrt(neighbours[:, -1]) + TINY
+    rank = tf.argsort(tf.argsort(radius, stable=True), stable=True)
+    denser = tf.where(rank[None] < rank[:, None], squared, tf.constant(float("inf"), tf.float64))
+    parent = tf.argmin(denser, axis=1, output_type=tf.int32)
+    peak = tf.sqrt(tf.reduce_min(denser, axis=1)) > PEAK_RATIO * radius
+    root = tf.where(peak, tf.range(count), parent)
+    for _ in range(9):  # pointers are followed 2^9 rows far
+        root = tf.gather(root, root)
+    core = radius <= CORE_RATIO * tf.gather(radius, root)
+    member = tf.cast(tf.logical_and(root[:, None] == tf.range(count), core[:, None]), tf.float64)
+    size, mean, square = moments(member, widen(rows), rows.shape[1])
+    places = tf.math.top_k(tf.pad(size, [[0, GROUPS]]), k=GROUPS).indices
+    size, mean, square = (
+        tf.gather(tf.pad(values, [[0, GROUPS]] + [[0, 0]] * (values.shape.rank - 1)), places) for values in (size, mean, square)
+    )
+    return size, mean, tf.maximum(square - mean * mean, 0.0)
+
+
+def _one_piece(
+    size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, state: ClusterState
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Puts together the groups that are pieces of one cluster, the closest pair first."""
+    floor = state.column_floor
+    size = tf.where(size >= LEAST_ROWS // 2, size, tf.zeros_like(size))
+
+    def apart(size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        deviation = tf.sqrt(floor)
+        return separations(mean / deviation, variance / floor + VARIANCE_FLOOR, size > 0)
+
+    def more(size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, between: tf.Tensor) -> tf.Tensor:
+        del size, mean, variance
+        return tf.reduce_min(between) <= ONE_PIECE
+
+    def put_together(size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, between: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        place = tf.argmin(tf.reshape(between, [-1]), output_type=tf.int32)
+        one, other = place // GROUPS, place % GROUPS
+        total, middle, spread = join(size, mean, variance, one, other)
+        size = tf.tensor_scatter_nd_update(size, [[one], [other]], tf.stack([total, tf.zeros_like(total)]))
+        mean = tf.tensor_scatter_nd_update(mean, [[one]], middle[None])
+        variance = tf.tensor_scatter_nd_update(variance, [[one]], spread[None])
+        return size, mean, variance, apart(size, mean, variance)
+
+    start = (size, mean, variance, apart(size, mean, variance))
+    size, mean, variance, _ = tf.while_loop(more, put_together, start, maximum_iterations=GROUPS)
+    return size, mean, variance
+
+
+def _settle(state: ClusterState, slots: tf.Tensor, size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> None:
+    born = tf.size(slots, out_type=tf.int64)
+    place, ids = slots[:, None], state.next_id + tf.range(born)
+    state.id.scatter_nd_update(place, ids)
+    state.next_id.assign_add(born)
+    for values, given in ((state.weight, size), (state.mean, mean), (state.variance, variance)):
+        values.scatter_nd_update(place, given)
+    state.shape.scatter_nd_update(place, variance)
+    state.anchor.scatter_nd_update(place, mean)
+    state.age.scatter_nd_update(place, tf.zeros_like(size))
+    events = tf.stack([tf.fill([born], tf.constant(BORN, tf.int64)), ids, ids], axis=1)
+    upto = tf.minimum(state.event_count + born, state.events.shape[0])
+    places = tf.range(state.event_count, upto)
+    state.events.scatter_nd_update(places[:, None], events[: tf.size(places)])
+    state.event_count.assign(upto)
+
+
+def _refine(state: ClusterState, slots: tf.Tensor, wide: tf.Tensor, limit: float) -> None:
+    """Fits the new clusters to all rows that are theirs; those of old ones stay as they are."""
+    new = tf.scatter_nd(slots[:, None], tf.ones_like(slots), [state.slots]) > 0
+    floor = state.column_floor
+    for _ in range(REFINEMENTS):
+        share = state.assign(wide, state.mean, state.variance, limit).share
+        count, mean, square = moments(share, wide, state.width)
+        spread = tf.maximum(square - mean * mean, 0.0)
+        even = tf.reduce_mean(spread / floor, axis=1, keepdims=True) * floor
+        spread = (count[:, None] * spread + PRIOR_ROWS * even) / (count[:, None] + PRIOR_ROWS) + VARIANCE_FLOOR * floor
+        fits = tf.logical_and(new, count > 3.0)
+        state.mean.assign(tf.where(fits[:, None], mean, state.mean))
+        state.variance.assign(tf.where(fits[:, None], spread, state.variance))
+        state.weight.assign(tf.where(fits, count, state.weight))
+    state.shape.assign(tf.where(new[:, None], state.variance, state.shape))
+    state.anchor.assign(tf.where(new[:, None], state.mean, state.anchor))

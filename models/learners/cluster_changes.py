@@ -1,0 +1,189 @@
+"""Clusters that die, merge and split.
+
+- One dies when rows that were expected of it stay away: `GONE_ROWS` expected and hardly one came, which by chance happens once
+  in e^12 times (Poisson). If it was on top of another cluster by then, it has merged with it.
+- Two merge when they have stood so close for a while that rows between them are as frequent as at their centres, and are not
+  just crossing: then they have different velocities.
+- One splits when its rows fall apart into two heaps along the direction in which they vary most. The direction comes from
+  earlier rows than those it is tested with, so that it cannot be one that only chance made look like a gap.
+
+The slower of two that merge keeps its id, and so does the part of a split that is nearer to where the cluster was.
+
+References:
+    Chang and Fisher, "Parallel sampling of DP mixture models using sub-cluster splits", NIPS 2013: two halves within each
+    cluster that are kept up to date, to test for a split at no cost. Deviation: along one direction, and with forgetting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from models.learners.cluster_state import DIED, MERGED, SPLIT, TINY, ClusterState, join, separations
+
+GONE_ROWS = 12.0
+HARDLY = 0.2  # of the expected rows; noise still falls where a cluster was
+LEAST_WEIGHT = 2.0
+ON_TOP = 3.0  # deviations apart, of a dying cluster and the one it has merged with
+ONE_HEAP = 2.5  # deviations apart: two normal distributions have hardly a valley between them
+CLOSE_BLOCKS = 4.0  # so long they must stand so close; young ones one block
+YOUNG_BLOCKS = 2.0
+SETTLED_BLOCKS = 8.0  # of a younger cluster the velocity is not known
+CROSSING_SPEED = 0.3  # deviations a block, between two that cross
+TWO_HEAPS = 3.7  # deviations apart: halves of a normal distribution are 2.65, of a uniform one 3.46
+SIDE_ROWS = 15.0  # on the smaller side at least
+SIDES_KEPT = 0.7  # of the counts on either side, a block
+AXIS_KEPT = 0.5
+LEAST_VARIANCE = 0.3  # of a part, as a share of what the cluster had
+
+
+def deaths(state: ClusterState, dying: tf.Tensor) -> None:
+    """Frees the slots of clusters that are gone (slots,) bool."""
+    apart = separations(state.mean, state.variance, state.alive)
+    apart = tf.where(dying[None], tf.constant(float("inf"), tf.float64), apart)
+
+    def one(slot: tf.Tensor) -> tf.Tensor:
+        other, mine = tf.argmin(apart[slot]), state.id[slot]
+        merged = apart[slot, other] < ON_TOP
+        swap = merged & (state.speed[slot] < state.speed[other]) & (state.age[slot] > SETTLED_BLOCKS)
+        kept, lost = (tf.where(swap, state.id[slot], state.id[other]), tf.where(swap, state.id[other], state.id[slot]))
+        state.id.scatter_nd_update([[slot], [other]], tf.where(merged, [lost, kept], [state.id[slot], state.id[other]]))
+        kind = tf.where(merged, tf.constant(MERGED, tf.int64), tf.constant(DIED, tf.int64))
+        state.note(kind, tf.where(merged, kept, mine), tf.where(merged, lost, mine))
+        return slot
+
+    _each(tf.where(dying)[:, 0], one)
+    state.clear(dying)
+
+
+def mergeable(state: ClusterState) -> tuple[tf.Tensor, tf.Tensor]:
+    """Counts how long pairs have been close; gives which may merge now (slots, slots), and how far apart all are."""
+    apart = separations(state.mean, state.variance, state.alive)
+    deviation = tf.sqrt(0.5 * (state.variance[:, None] + state.variance[None]))
+    moving = tf.norm((state.velocity[:, None] - state.velocity[None]) / deviation, axis=2) > CROSSING_SPEED
+    younger = tf.minimum(state.age[:, None], state.age[None])
+    near = (apart < ONE_HEAP) & (~moving | (younger <= SETTLED_BLOCKS))
+    state.close.assign(tf.where(near, state.close + 1.0, tf.zeros_like(state.close)))
+    return near & ((state.close >= CLOSE_BLOCKS) | (younger <= YOUNG_BLOCKS)), apart
+
+
+def merges(state: ClusterState, ready: tf.Tensor, apart: tf.Tensor) -> None:
+    """Merges pairs, the closest first, each cluster at most once a block."""
+    slots = state.slots
+
+    def more(ready: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_any(ready)
+
+    def one(ready: tf.Tensor) -> tuple[tf.Tensor]:
+        open_ones = tf.where(ready, apart, tf.constant(float("inf"), tf.float64))
+        place = tf.argmin(tf.reshape(open_ones, [-1]), output_type=tf.int32)
+        first, second = place // slots, place % slots
+        older = (state.age[first] > state.age[second]) | (
+            (state.age[first] == state.age[second]) & (state.weight[first] >= state.weight[second])
+        )
+        settled = tf.minimum(state.age[first], state.age[second]) > SETTLED_BLOCKS
+        keep_first = tf.where(settled, state.speed[first] < state.speed[second], older)
+        kept, lost = tf.where(keep_first, first, second), tf.where(keep_first, second, first)
+        state.note(MERGED, state.id[kept], state.id[lost])
+        total, middle, spread = join(state.weight, state.mean, state.variance, kept, lost)
+        part = state.weight[kept] / total
+        velocity = part * state.velocity[kept] + (1.0 - part) * state.velocity[lost]
+        state.weight.scatter_nd_update([[kept]], total[None])
+        for values, given in ((state.mean, middle), (state.variance, spread), (state.velocity, velocity)):
+            values.scatter_nd_update([[kept]], given[None])
+        gone = tf.range(slots) == lost
+        state.clear(gone)
+        state.forget_sides(tf.range(slots) == kept)
+        touched = gone | (tf.range(slots) == kept)
+        return (ready & ~touched[:, None] & ~touched,)
+
+    tf.while_loop(more, one, (ready,), maximum_iterations=slots)
+
+
+def watch_sides(state: ClusterState, rows: tf.Tensor, share: tf.Tensor) -> None:
+    """Counts the rows of each cluster on either side of its mean, and turns the axis to where its rows vary most.
+
+    Args:
+        state: with the means of this block.
+        rows: (rows, width).
+        share: (rows, slots).
+    """
+    slot = tf.argmax(share, axis=1)
+    own = tf.one_hot(slot, state.slots, dtype=tf.float64) * tf.cast(share > 0.5, tf.float64)
+    away = (rows - tf.gather(state.mean, slot)) / tf.sqrt(tf.gather(state.shape, slot))
+    axis = tf.gather(state.axis, slot)
+    along = tf.reduce_sum(away * axis, axis=1)
+    known = tf.cast(tf.reduce_any(axis != 0.0, axis=1), tf.float64)
+    powers = tf.stack([tf.ones_like(along), along, along * along], axis=1) * known[:, None]
+    above = tf.cast(along > 0.0, tf.float64)[:, None]
+    sums = tf.matmul(own, tf.concat([powers * (1.0 - above), powers * above], axis=1), transpose_a=True)
+    state.sides.assign(SIDES_KEPT * state.sides + tf.reshape(sums, [state.slots, 2, 3]))
+    # A step of the power method on the rows' covariance, from any direction at the start.
+    along = tf.where(known > 0.0, along, tf.reduce_sum(away, axis=1))
+    turned = tf.matmul(own, away * along[:, None], transpose_a=True)
+    turned = turned / tf.maximum(tf.norm(turned, axis=1, keepdims=True), TINY)
+    sign = tf.sign(tf.reduce_sum(turned * state.axis, axis=1, keepdims=True) + TINY)
+    turned = AXIS_KEPT * state.axis + (1.0 - AXIS_KEPT) * turned * sign
+    length = tf.norm(turned, axis=1, keepdims=True)
+    state.axis.assign(tf.where(length > TINY, turned / tf.maximum(length, TINY), state.axis))
+
+
+def split_ready(state: ClusterState) -> tf.Tensor:
+    """Which clusters are two heaps (slots,) bool."""
+    count = tf.maximum(state.sides[:, :, 0], TINY)
+    middle = state.sides[:, :, 1] / count
+    spread = tf.maximum(state.sides[:, :, 2] / count - middle * middle, 1e-6)
+    apart = (middle[:, 1] - middle[:, 0]) / tf.reduce_mean(tf.sqrt(spread), axis=1)
+    enough = tf.reduce_min(state.sides[:, :, 0], axis=1) >= SIDE_ROWS
+    return state.alive & enough & (apart > TWO_HEAPS) & (state.age > YOUNG_BLOCKS)
+
+
+def splits(state: ClusterState, ready: tf.Tensor) -> None:
+    """Splits clusters (slots,) bool, as far as there are free slots."""
+    free = tf.where(~state.alive)[:, 0]
+    chosen = tf.where(ready)[:, 0][: tf.size(free)]
+    pairs = tf.stack([chosen, free[: tf.size(chosen)]], axis=1)
+
+    def one(pair: tf.Tensor) -> tf.Tensor:
+        slot, new = pair[0], pair[1]
+        deviation, axis, sides = tf.sqrt(state.shape[slot]), state.axis[slot], state.sides[slot]
+        count = sides[:, 0]
+        middle = sides[:, 1] / count
+        total = tf.reduce_sum(count)
+        was = tf.reduce_sum((state.anchor[slot] - state.mean[slot]) / deviation * axis)
+        stays = tf.argmin(tf.abs(was - middle), output_type=tf.int32)
+        goes = 1 - stays
+        between = tf.reduce_sum(middle * middle * count) / total
+        least = LEAST_VARIANCE * tf.minimum(state.shape[slot], state.variance[slot])
+        variance = tf.maximum(state.variance[slot] - (deviation * axis) ** 2 * between, least)
+        means = state.mean[slot] + deviation * axis * tf.gather(middle, tf.stack([stays, goes]))[:, None]
+        weights = state.weight[slot] * tf.gather(count, tf.stack([stays, goes])) / total
+        place = pair[:, None]
+        state.mean.scatter_nd_update(place, means)
+        state.anchor.scatter_nd_update(place, means)
+        state.weight.scatter_nd_update(place, weights)
+        for values in (state.variance, state.shape):
+            values.scatter_nd_update(place, tf.stack([variance, variance]))
+        state.velocity.scatter_nd_update([[new]], state.velocity[slot][None])
+        state.speed.scatter_nd_update([[new]], state.speed[slot][None])
+        for values in (state.age, state.missed):
+            values.scatter_nd_update([[new]], tf.zeros([1], tf.float64))
+        state.id.scatter_nd_update([[new]], state.next_id[None])
+        state.note(SPLIT, state.id[slot], state.next_id.read_value())
+        state.next_id.assign_add(1)
+        state.forget_sides((tf.range(state.slots, dtype=tf.int64) == slot) | (tf.range(state.slots, dtype=tf.int64) == new))
+        return slot
+
+    _each(pairs, one)
+
+
+def _each(items: tf.Tensor, do: Callable[[tf.Tensor], tf.Tensor]) -> None:
+    """Calls `do` for one item after the other; there are few, and mostly none."""
+    count = tf.shape(items)[0]
+    tf.while_loop(lambda place: place < count, lambda place: (_then(place, do, items[place]),), (0,))
+
+
+def _then(place: tf.Tensor, do: Callable[[tf.Tensor], tf.Tensor], item: tf.Tensor) -> tf.Tensor:
+    do(item)
+    return place + 1
