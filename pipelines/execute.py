@@ -24,8 +24,8 @@ from pipelines.replay import save_job
 from pipelines.report import write_report
 from pipelines.resolve import JobError, resolve
 from pipelines.summary import Summary, summarise
-from runners import direct
 from runners.checkpoint import Checkpoint
+from runners.graphs import open_graph
 from runners.micro_batch import DRAIN, MicroBatch, MicroBatchDriver, Stop
 from transforms.batches import EVENT_TIME, MAX_WATERMARK_US, MIN_WATERMARK_US, event_time_us
 from transforms.bounded_run import BoundedRun
@@ -88,11 +88,16 @@ class Execution:
         self._started = time.monotonic()
         self._notices: list[str] = []
         self._run_file = str(self._output / "checkpoint" / "run.json")
-        self._graph = direct.DirectGraph(lambda pipeline: build(Bounded(pipeline, self._run_file), self.resolved))
+        where = job.run.model_dump(include={"runner", "parallelism", "master", "workers"})
+        self._graph = open_graph(lambda pipeline: build(Bounded(pipeline, self._run_file), self.resolved), **where)
 
     def run(self) -> Outcome:
         """Runs the job and writes its summary and report."""
-        checkpoint = Checkpoint(self._output / "checkpoint", self.job.identity())
+        try:
+            checkpoint = Checkpoint(self._output / "checkpoint", self.job.identity())
+        except BaseException:
+            self._graph.close()
+            raise
         try:
             save_job(self.job)
             if self.job.run.mode == "batch":
@@ -103,6 +108,7 @@ class Execution:
             return self._conclude(checkpoint, finished)
         finally:
             checkpoint.close()
+            self._graph.close()
 
     def _run_micro_batches(self, checkpoint: Checkpoint) -> bool:
         settings = self.job.run

@@ -189,13 +189,20 @@ class ModelSection(Section):
 
 
 class RunSection(Section):
-    """How a stream is cut and when a micro-batch begins. None of it changes a prediction."""
+    """How a stream is cut, when a micro-batch begins, and what runs it. None of it changes a prediction.
+
+    `master` and `workers` are those of a cluster: where it takes jobs, and where it finds Python workers.
+    """
 
     mode: Literal["micro-batch", "batch"] = "micro-batch"
     span: PositiveUs | None = None
     records: int | None = Field(default=None, ge=1)
     trigger: Literal["available-now"] | PositiveUs = "available-now"
     drain: bool = True
+    runner: Literal["direct", "prism", "flink", "spark"] = "direct"
+    parallelism: int = Field(default=1, ge=1)
+    master: str | None = None
+    workers: str | None = None
 
 
 class JobSpec(Section):

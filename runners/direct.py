@@ -49,6 +49,9 @@ class DirectGraph:
         result.wait_until_finish()
         return result
 
+    def close(self) -> None:
+        """Nothing was started."""
+
 
 class _Remembering(FnApiRunner):
     """The in-process runner, keeping the translated graph."""

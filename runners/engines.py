@@ -41,6 +41,12 @@ _OPENED = [
     "sun.util.calendar",
 ]
 OPENS = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
+LOGGING = [
+    f"-Dlog4j2.configurationFile={_POMS / 'log4j2.properties'}",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
+    "-Dorg.slf4j.simpleLogger.log.org.apache.beam.runners.flink.FlinkPipelineRunner=warn",  # all metrics, as text, per job
+]
 
 
 class EngineError(Exception):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runners.engines import OPENS, EngineError, jars, java
+from runners.engines import LOGGING, OPENS, EngineError, jars, java
 from runners.processes import Process, Supervisor, with_free_ports
 
 _READY = r"Kafka Server started"
@@ -114,4 +114,4 @@ def kafka_broker(
 
 
 def _java(heap_mib: int) -> list[str]:
-    return [java(), f"-Xmx{heap_mib}m", *OPENS, "-cp", jars("kafka")]
+    return [java(), f"-Xmx{heap_mib}m", *OPENS, *LOGGING, "-cp", jars("kafka")]

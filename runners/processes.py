@@ -36,7 +36,7 @@ START_S = 90.0  # an engine that has not answered by then will not; on two busy 
 _TAIL_LINES = 25
 _ERROR = re.compile(r"\b(ERROR|FATAL|SEVERE)\b|^Exception in thread")
 # What engines say as an error at every start or stop, and nobody can do anything about.
-_NOISE = re.compile(r"log4j:|SLF4J|StatusLogger|Failed to shut ?down|Shutting down")
+_NOISE = re.compile(r"SerializingExecutor|DefaultJobBundleFactory|log4j:|SLF4J|StatusLogger|Failed to shut ?down|Shutting down")
 
 
 class Process:
@@ -95,6 +95,14 @@ class Process:
     def running(self) -> bool:
         """Whether it has not ended."""
         return self._popen.poll() is None
+
+    def has_ended(self, within_s: float) -> bool:
+        """Whether it is gone, or goes within some seconds."""
+        try:
+            self._popen.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def wait_until_ready(self, timeout_s: float = START_S) -> re.Match[str]:
         """Waits for the line that says that it answers, and gives the match.

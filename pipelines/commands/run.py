@@ -31,22 +31,41 @@ class _RunCommand(click.Command):
         return super().parse_args(ctx, args)
 
 
+RUNNERS = ("direct", "prism", "flink", "spark")
+_RUNNER = click.option(
+    "--runner", type=click.Choice(RUNNERS), help="What runs it; started and stopped with the job. Default: direct."
+)
+_PARALLELISM = click.option(
+    "--parallelism", type=click.IntRange(1), help="Tasks side by side, where the runner can. Default: 1."
+)
+
+
 @click.command(cls=_RunCommand, short_help="Run a template.")
 @click.argument("template")
 @click.option(
     "--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of the template; may be repeated."
 )
+@_RUNNER
+@_PARALLELISM
 @click.option("--fresh", is_flag=True, help="Begin anew: first delete what an earlier run left in the output folder.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the job, run nothing.")
 @click.option("--quiet", is_flag=True, help="No progress; only the summary at the end.")
-def run(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quiet: bool) -> None:
+def run(
+    template: str,
+    params: tuple[str, ...],
+    runner: str | None,
+    parallelism: int | None,
+    fresh: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
     """Run a template: one of those listed by `midstream templates`, or the path of a .yaml file.
 
     A run that was stopped or killed is gone on with when the same command is given again. The last line of the output is a
     JSON object with the counts. `midstream run TEMPLATE --help` shows what the template takes.
     """
     found, here = templates.load(template)
-    job = found.fill(_read_params(params), here)
+    job = on_runner(found.fill(_read_params(params), here), runner=runner, parallelism=parallelism)
     if fresh and not dry_run:
         _clear(job)
     with hushed():  # TensorFlow and Beam take seconds to import: not for `--help`
@@ -80,8 +99,10 @@ def run(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quie
 @click.option(
     "--to", "target", metavar="DIR", help="Folder for the replay's own output. Default: OUTPUT with -replay behind it."
 )
+@_RUNNER
+@_PARALLELISM
 @click.option("--quiet", is_flag=True, help="No progress; only the comparison at the end.")
-def replay(output: str, target: str | None, quiet: bool) -> None:
+def replay(output: str, target: str | None, runner: str | None, parallelism: int | None, quiet: bool) -> None:
     """Predict again what the job in the folder OUTPUT predicted, and compare, bit for bit.
 
     Each record gets the version that was live at its event time; nothing is learnt, activated or sealed. The last line of the
@@ -93,7 +114,7 @@ def replay(output: str, target: str | None, quiet: bool) -> None:
         from pipelines.replay import compare, replay_of
 
     target = target or f"{output.rstrip('/')}-replay"
-    job = replay_of(output, target)
+    job = on_runner(replay_of(output, target), runner=runner, parallelism=parallelism)
     _clear(job)
     with ConsoleProgress(quiet=quiet) as progress:
         execution = Execution(job, progress=progress)
@@ -103,6 +124,12 @@ def replay(output: str, target: str | None, quiet: bool) -> None:
     click.echo(comparison.to_json())
     if not comparison.exact:
         sys.exit(1)
+
+
+def on_runner(job: JobSpec, **given: str | int | None) -> JobSpec:
+    """The job with settings of what runs it; None leaves what the template says."""
+    settings = {name: value for name, value in given.items() if value is not None}
+    return job.model_copy(update={"run": job.run.model_copy(update=settings)})
 
 
 @click.command("templates")

@@ -1,0 +1,147 @@
+"""Runs a graph on an engine behind Beam's portability: Prism, Flink or Spark.
+
+The interface is that of `runners.direct`: a graph is built and translated once and run for each micro-batch. The job server
+stays alive between the runs, and the worker is this process, so that models stay loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import apache_beam as beam
+import grpc
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_job_api_pb2_grpc, beam_runner_api_pb2
+from apache_beam.runners.portability.portable_runner import JobServiceHandle, PipelineResult, PortableRunner
+from apache_beam.transforms.environments import ExternalEnvironment
+
+from runners.engines import EngineError
+from runners.job_server import JobServer
+from runners.loopback import LoopbackWorkers
+from runners.processes import Supervisor
+
+ENGINES = ("prism", "flink", "spark")
+_log = logging.getLogger("midstream.engines")
+# Workers say this when the engine hangs up at the end of each job.
+logging.getLogger("apache_beam.runners.worker.data_plane").addFilter(lambda record: "read inputs" not in record.getMessage())
+# A job server keeps something of every job (on Flink some 20 MB were seen): a new one after this many.
+_JOBS_A_SERVER = {"prism": 500, "flink": 25, "spark": 200}
+
+
+class PortableGraph:
+    """A graph that is built once and run as often as wanted."""
+
+    def __init__(
+        self,
+        build: Callable[[beam.Pipeline], None],
+        engine: str,
+        *,
+        parallelism: int = 1,
+        master: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        environment: str | None = None,
+    ) -> None:
+        """Builds the graph; the engine is started by the first run.
+
+        Args:
+            build: adds it to an empty pipeline.
+            engine: prism, flink or spark.
+            parallelism: how many tasks may run side by side.
+            master: of a cluster; None runs the engine in the job server.
+            options: more pipeline options for the engine.
+            environment: host:port of a worker pool; None works in this process.
+        """
+        if engine not in ENGINES:
+            raise ValueError(f"expected one of {', '.join(ENGINES)}, got {engine!r}")
+        self._engine, self._parallelism, self._master = engine, parallelism, master
+        self._supervisor = Supervisor()
+        self._workers = LoopbackWorkers() if environment is None else None
+        self._options = PipelineOptions([], parallelism=parallelism, **(options or {}))
+        pipeline = beam.Pipeline(runner=PortableRunner(), options=self._options)
+        build(pipeline)
+        place = environment if self._workers is None else self._workers.address
+        graph = pipeline.to_runner_api(default_environment=ExternalEnvironment(place))
+        self._graph: beam_runner_api_pb2.Pipeline = PortableRunner._optimize_pipeline(graph, self._options)
+        self._server: JobServer | None = None
+        self._channel: grpc.Channel | None = None
+        self._jobs = 0
+
+    def run(self) -> PipelineResult:
+        """Runs it to its end and gives its result, with the metrics.
+
+        Raises:
+            EngineError: the engine cannot be started, or died.
+            Exception: whatever a step raised.
+        """
+        service = self._service()
+        if self._workers is not None:
+            self._workers.faults.clear()
+        graph = beam_runner_api_pb2.Pipeline()
+        graph.CopyFrom(self._graph)
+        job, messages, states = service.submit(graph)
+        result = PipelineResult(service.job_service, job, messages, states)
+        self._jobs += 1
+        failed: Exception | None = None
+        try:
+            result.wait_until_finish()
+            result.metrics()  # while the server knows them
+        except KeyboardInterrupt:
+            result.cancel()
+            raise
+        except (RuntimeError, grpc.RpcError) as error:
+            failed = error
+        if failed is not None:
+            raise self._what_happened(failed)  # out here, so that it keeps the context that it was raised in
+        return result
+
+    def close(self) -> None:
+        """Ends what it started; it can be run again, at the price of a new start."""
+        self._forget_server()
+        self._supervisor.close()
+        if self._workers is not None:
+            self._workers.close()
+
+    def _service(self) -> JobServiceHandle:
+        if self._server is not None and (self._jobs >= _JOBS_A_SERVER[self._engine] or not self._server.process.running):
+            self._forget_server()
+        if self._server is None:
+            _log.info("starting %s", self._engine)
+            self._server = JobServer(self._supervisor, self._engine, parallelism=self._parallelism, master=self._master)
+            self._jobs = 0
+            self._channel = grpc.insecure_channel(self._server.endpoint, options=[("grpc.max_receive_message_length", -1)])
+            stub = beam_job_api_pb2_grpc.JobServiceStub(self._channel)
+            self._handle = _Handle(stub, self._options)
+        return self._handle
+
+    def _forget_server(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def _what_happened(self, failed: Exception) -> BaseException:
+        """What really happened, where the engine only says that a job failed."""
+        assert self._server is not None
+        gone = self._server.process.has_ended(1.0 if isinstance(failed, grpc.RpcError) else 0.0)
+        if not gone:
+            return self._workers.faults[0] if self._workers is not None and self._workers.faults else failed
+        tail = self._server.process.tail()
+        self._forget_server()
+        return EngineError(
+            f"{self._engine} died while it ran a job; the same command goes on where it stopped. Its last words:\n{tail}"
+        )
+
+
+class _Handle(JobServiceHandle):
+    """Asks the server once which options it knows, not for every job."""
+
+    _known: Any = None
+
+    def get_pipeline_options(self) -> Any:
+        if self._known is None:
+            self._known = super().get_pipeline_options()
+        return self._known
