@@ -17,6 +17,7 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=[
         "models",
+        "models.gate",
         "models.learners",
         "transforms",
         "transforms.continuous",
@@ -31,6 +32,7 @@ setup(
         "apache-beam==2.77.0",
         "click==8.5.1",
         "confluent-kafka==2.16.1",
+        "cryptography==50.0.2",
         "duckdb==2.0.0",
         "google-crc32c==1.9.0",
         "jinja2==3.1.6",

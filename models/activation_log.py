@@ -147,6 +147,15 @@ class ActivationLog:
             ActivationInPast: another job has begun to serve a time from which this would be effective.
             LogCorrupt, OSError: see `entries` and `models.storage`.
         """
+        return self._append(self._activation(version, effective_from_us, by, reason, kind, not_before_us))
+
+    def preview(self, version: int, effective_from_us: int | None = None, *, by: str, reason: str) -> Activation:
+        """The entry that `activate` would append now, or refuses as `activate` would; nothing is written."""
+        return self._activation(version, effective_from_us, by, reason, "activate", None)(self._refreshed())
+
+    def _activation(
+        self, version: int, effective_from_us: int | None, by: str, reason: str, kind: Kind, not_before_us: int | None
+    ) -> Callable[[_View], Activation]:
         if effective_from_us is not None and not_before_us is not None:
             raise LogError(
                 "expected effective_from_us or not_before_us, came both: the first is the boundary, the second bounds it"
@@ -162,7 +171,7 @@ class ActivationLog:
                     return entry
             return self._checked(view, version, boundary, by, reason, kind)
 
-        return self._append(draft)
+        return draft
 
     def rollback(self, by: str, reason: str, to: int | None = None, effective_from_us: int | None = None) -> Activation:
         """Makes an earlier version live again, by one more activation.

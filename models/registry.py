@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from models import storage
+from models import signing, storage
 from models.digest import (
     BOOKKEEPING,
     SAVED_MODEL,
@@ -35,9 +36,11 @@ from models.digest import (
     variables_digest,
     version_digest,
 )
+from models.roots import check_inside, check_root
 from models.signature import Signature
 
 MANIFEST = "manifest.json"
+GATE_REPORT = "gate.json"
 FORMAT = 1
 STALE_S = 24 * 3600  # a folder being written for longer than a day belongs to a process that died
 
@@ -91,6 +94,8 @@ class Manifest:
         metrics: figures by name, as the publisher measured them.
         publication: names the act of publishing, so that repeating it after a crash makes no second version.
         created: wall clock, ISO 8601 in UTC.
+        files: sha256 of every file but variables, by name: what a worker reads first, and checks before it reads more.
+        signed: an Ed25519 signature in hex, if whoever published it has a key (`models.signing`).
         format: of the manifest's file.
     """
 
@@ -103,13 +108,19 @@ class Manifest:
     metrics: Mapping[str, float] = field(default_factory=dict)
     publication: str | None = None
     created: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    signed: str | None = None
     format: int = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """As what `json.dumps` takes."""
+        training = self.training and asdict(self.training)
+        parts = {"digests": self.digests._asdict(), "signature": self.signature.to_json(), "training": training}
+        return vars(self) | parts | {"metrics": dict(self.metrics), "files": dict(self.files)}
 
     def to_json(self) -> str:
         """As a JSON object."""
-        training = self.training and asdict(self.training)
-        parts = {"digests": self.digests._asdict(), "signature": self.signature.to_json(), "training": training}
-        value = vars(self) | parts | {"metrics": dict(self.metrics)}
+        value = self.to_dict()
         # A line a field: `indent` would take json's slow path, and hundreds of lines for a wide signature.
         lines = (f' "{name}": {json.dumps(field, allow_nan=False)}' for name, field in value.items())
         return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -133,6 +144,10 @@ class Manifest:
             raise RegistryError(f"not a manifest: {error!r} in {text[:80]!r}") from error
 
 
+Check: TypeAlias = Callable[[str, Manifest], str]
+"""A gate: takes the folder that is about to be published and its manifest, raises to refuse, gives its report as JSON."""
+
+
 class Registry:
     """The versions below one folder. Safe to share between threads and to pickle."""
 
@@ -143,6 +158,7 @@ class Registry:
             raise RegistryError(
                 f"a registry cannot be in {root}: TensorFlow cannot read paths with {' '.join(found)}; choose another"
             )
+        check_root(root)
         self.root = root.rstrip("/") or "/"
         self._manifests: dict[tuple[str, int], Manifest] = {}
         self._layouts: dict[str, dict[str, tuple]] = {}  # by the digest of the graph
@@ -194,6 +210,7 @@ class Registry:
         training: Training | None = None,
         metrics: Mapping[str, float] | None = None,
         publication: str | None = None,
+        check: Check | None = None,
     ) -> Manifest:
         """Publishes a copy of a SavedModel as the model's next version. It becomes a candidate: live only once activated.
 
@@ -204,6 +221,7 @@ class Registry:
             training: what it learned from.
             metrics: figures by name.
             publication: names this act of publishing. Once there is a version by this publication, it is returned instead.
+            check: a gate; what it raises is raised here, and nothing is published.
 
         Raises:
             DigestError, SignatureError: this is no SavedModel that rows can be fed to.
@@ -222,7 +240,7 @@ class Registry:
                 raise RegistryError(f"cannot publish {saved_model_dir}: {error}") from error
             digests, signature = version_digest(incoming), Signature.from_saved_model(incoming)
             draft = Manifest(model, 0, digests, signature, parent, training, dict(metrics or {}), publication)
-            return self._place(incoming, draft)
+            return self._place(incoming, replace(draft, files=_file_digests(incoming)), check)
 
     def publish_variables(
         self,
@@ -233,6 +251,7 @@ class Registry:
         training: Training | None = None,
         metrics: Mapping[str, float] | None = None,
         publication: str | None = None,
+        check: Check | None = None,
     ) -> Manifest:
         """Publishes a version with its parent's graph and other values of its variables: fast, as nothing is traced or copied.
 
@@ -244,6 +263,7 @@ class Registry:
             training: what it learned from.
             metrics: figures by name.
             publication: see `publish`.
+            check: see `publish`.
 
         Raises:
             RegistryError: the variables are not those of the parent's graph.
@@ -252,7 +272,7 @@ class Registry:
         origin = self.manifest(model, parent)
         with self._incoming(model) as incoming, _local_copy(self.path(model, parent)) as theirs:
             for name in storage.files(theirs):
-                if name != MANIFEST and not name.startswith("variables/"):
+                if name not in (MANIFEST, GATE_REPORT) and not name.startswith("variables/"):
                     storage.link_or_copy(storage.join(theirs, name), storage.join(incoming, name))
             variables = Path(incoming, "variables")
             variables.mkdir()
@@ -264,7 +284,7 @@ class Registry:
                 storage.sync_file(str(file))
             digests = Digests.of_parts(origin.digests.graph, variables_digest(incoming))
             draft = Manifest(model, 0, digests, origin.signature, parent, training, dict(metrics or {}), publication)
-            return self._place(incoming, draft)
+            return self._place(incoming, replace(draft, files=origin.files), check)
 
     def find_publication(self, model: str, publication: str) -> Manifest | None:
         """The version that this publication made; None where it has not, or not to the end."""
@@ -274,6 +294,38 @@ class Registry:
         except (FileNotFoundError, UnknownVersion):
             return None
         return found if found.publication == publication else None
+
+    def trusted(self, model: str, version: int, *, graph: bool) -> tuple[Manifest, str]:
+        """A version's manifest and folder, once all is checked that can be before anything in it is loaded.
+
+        Args:
+            model: the model's name.
+            version: of the model.
+            graph: whether the graph and the assets will be read, too, and not only the variables.
+
+        Raises:
+            UnknownVersion: there is no such version.
+            PathRefused: a link leads out of the registry.
+            SignatureRefused: see `models.signing`.
+            VersionDamaged: a file is not what was published.
+        """
+        manifest, path = self.manifest(model, version), self.path(model, version)
+        signing.check_if_required(f"version {version} of {model}", manifest.to_dict(), manifest.signed)
+        if storage.is_local(path):
+            check_inside(path, self.root)
+            if graph and manifest.files and (differing := _differing(manifest.files, _file_digests(path))):
+                raise VersionDamaged(
+                    f"version {version} of {model} is not what was published: {', '.join(differing[:4])} changed. "
+                    "Publish it again and activate that one."
+                )
+        return manifest, path
+
+    def gate_report(self, model: str, version: int) -> str | None:
+        """What the gate said of a version, as JSON; None for one that came by another way."""
+        try:
+            return storage.read_text(storage.join(self.path(model, version), GATE_REPORT))
+        except FileNotFoundError:
+            return None
 
     def verify(self, model: str, version: int) -> Manifest:
         """Compares a version's files with its manifest.
@@ -348,9 +400,12 @@ class Registry:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _place(self, incoming: str, draft: Manifest) -> Manifest:
-        """Gives a complete folder the next number."""
+    def _place(self, incoming: str, draft: Manifest, check: Check | None) -> Manifest:
+        """Gives a complete folder the next number, if the gate lets it pass."""
         folder = self.model_folder(draft.model)
+        if check is not None:
+            storage.write_synced(str(Path(incoming, GATE_REPORT)), check(incoming, draft).encode())
+        draft = replace(draft, signed=signing.sign_if_asked(draft.to_dict()))
         with storage.locked(storage.join(folder, ".lock")):
             if draft.publication and (made := self.find_publication(draft.model, draft.publication)):
                 if made.digests == draft.digests:
@@ -384,6 +439,20 @@ def _local_copy(path: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="midstream-") as local:
         storage.copy_tree(path, local)
         yield local
+
+
+def _file_digests(path: str) -> dict[str, str]:
+    """sha256 of the files in a local folder but the variables, which have a digest of their own, and our own notes."""
+    digests = {}
+    for name in storage.files(path):
+        if name not in (MANIFEST, GATE_REPORT) and not name.startswith("variables/"):
+            with Path(path, name).open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _differing(expected: Mapping[str, str], came: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in expected.keys() | came.keys() if expected.get(name) != came.get(name))
 
 
 def _check_layout(expected: Mapping[str, tuple], came: Mapping[str, tuple]) -> None:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +77,57 @@ def make_resource(value: np.ndarray) -> tf.Tensor:
     return handle
 
 
+def read_variables(path: str, keys: Sequence[str]) -> list[tf.Tensor]:
+    """Variables by checkpoint key, as handles, with the values of the version in this folder."""
+    if not keys:
+        return []
+    reader = tf.train.load_checkpoint(variables_prefix(path))
+    return [make_resource(reader.get_tensor(key)) for key in keys]
+
+
+def cut_into_blocks(columns: list[np.ndarray], rows: int, block_rows: int) -> tuple[list[tf.Tensor], int]:
+    """Columns of shape (rows, ...) as tensors of shape (blocks, block_rows, ...), and how many blocks.
+
+    Padded with the last row: a value that the model takes, where a zero might not be one.
+    """
+    blocks = -(-rows // block_rows)
+    tensors = []
+    for column in columns:
+        if padding := blocks * block_rows - rows:
+            column = np.concatenate([column, np.repeat(column[-1:], padding, axis=0)])
+        tensors.append(tf.constant(column.reshape(blocks, block_rows, *column.shape[1:])))
+    return tensors, blocks
+
+
+def join_blocks(given: Mapping[str, tf.Tensor], rows: int, blocks: int, block_rows: int) -> dict[str, np.ndarray]:
+    """The inverse of `cut_into_blocks`, for outputs.
+
+    Raises:
+        ValueError: an output has not a row for every row of the input.
+    """
+    for name, value in given.items():
+        if value.shape[:2] != (blocks, block_rows):
+            raise ValueError(
+                f"output {name!r} has the shape {value.shape[1:]} for {block_rows} rows; expected one row for each. "
+                "Let the signature return nothing that is computed over a batch."
+            )
+    return {name: value.numpy().reshape(-1, *value.shape[2:])[:rows] for name, value in given.items()}
+
+
+class Graph(Protocol):
+    """What a version's variables are handed to: a `LoadedGraph`, or a `models.exported_graph.ExportedGraph`."""
+
+    block_rows: int
+    input_names: list[str]
+    shareable: bool
+
+    def variables(self, path: str) -> list[tf.Tensor]:
+        """The variables that the graph reads, with the values of the version in this folder."""
+
+    def predict(self, columns: list[np.ndarray], rows: int, variables: list[tf.Tensor]) -> dict[str, np.ndarray]:
+        """Calls the graph."""
+
+
 class LoadedGraph:
     """A SavedModel's graph in memory, to be called with the variables of any version that shares it."""
 
@@ -93,17 +144,13 @@ class LoadedGraph:
         self.shareable = not others
         keys = {id(variable.handle): key for key, variable in variables.items()}
         # A capture is a variable, of which every version has its own, or comes with the graph, as a constant lookup table.
-        self._captures = [(keys.get(id(capture)), capture) for capture in self._function.captured_inputs]
+        self.captures = [(keys.get(id(capture)), capture) for capture in self._function.captured_inputs]
         self._blocks = tf.function(self._run_blocks, autograph=False)
         self._traced: Any = None
 
     def variables(self, path: str) -> list[tf.Tensor]:
         """The variables that this graph reads, as handles, with the values of the version in this folder."""
-        keys = [key for key, _ in self._captures if key is not None]
-        if not keys:
-            return []
-        reader = tf.train.load_checkpoint(variables_prefix(path))
-        return [make_resource(reader.get_tensor(key)) for key in keys]
+        return read_variables(path, [key for key, _ in self.captures if key is not None])
 
     def predict(self, columns: list[np.ndarray], rows: int, variables: list[tf.Tensor]) -> dict[str, np.ndarray]:
         """Calls the graph.
@@ -120,28 +167,23 @@ class LoadedGraph:
             ValueError: an output has not a row for every row of the input.
             tf.errors.OpError: the graph failed.
         """
-        blocks = -(-rows // self.block_rows)
-        padding = blocks * self.block_rows - rows
-        tensors = []
-        for column in columns:
-            if padding:
-                # Padded with the last row: a value that the model takes, where a zero might not be one.
-                column = np.concatenate([column, np.repeat(column[-1:], padding, axis=0)])
-            tensors.append(tf.constant(column.reshape(blocks, self.block_rows, *column.shape[1:])))
+        tensors, blocks = cut_into_blocks(columns, rows, self.block_rows)
         own = iter(variables)
-        captures = [capture if key is None else next(own) for key, capture in self._captures]
+        captures = [capture if key is None else next(own) for key, capture in self.captures]
+        traced = self.traced()
+        given = traced._call_flat([*tensors, *captures], traced.captured_inputs)
+        return join_blocks(given, rows, blocks, self.block_rows)
+
+    def traced(self) -> Any:
+        """The function that walks the blocks: for any number of them, and called without `tf.function`, which looks at every
+        argument at every call."""
         if self._traced is None:
-            # For any number of blocks, and called without `tf.function`, which looks at every argument at every call.
-            specs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in tensors]
+            (_, inputs), captures = self._function.structured_input_signature, [capture for _, capture in self.captures]
+            specs = [
+                tf.TensorSpec([None, self.block_rows, *inputs[name].shape[1:]], inputs[name].dtype) for name in self.input_names
+            ]
             self._traced = self._blocks.get_concrete_function(specs, captures)
-        given = self._traced._call_flat([*tensors, *captures], self._traced.captured_inputs)
-        for name, value in given.items():
-            if value.shape[:2] != (blocks, self.block_rows):
-                raise ValueError(
-                    f"output {name!r} has the shape {value.shape[1:]} for {self.block_rows} rows; expected one row for each. "
-                    "Let the signature return nothing that is computed over a batch."
-                )
-        return {name: value.numpy().reshape(-1, *value.shape[2:])[:rows] for name, value in given.items()}
+        return self._traced
 
     def _run_blocks(self, tensors: list[tf.Tensor], captures: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = self._function.structured_outputs
@@ -159,7 +201,7 @@ class LoadedGraph:
 class ServedModel:
     """One version, ready to predict."""
 
-    def __init__(self, graph: LoadedGraph, manifest: Manifest, path: str) -> None:
+    def __init__(self, graph: Graph, manifest: Manifest, path: str) -> None:
         self.manifest = manifest
         self._graph = graph
         found = variables_digest(path)
@@ -311,7 +353,7 @@ class ModelCache:
     ) -> None:
         self._registry = registry
         self._block_rows = block_rows
-        self._graphs: _OncePerKey[LoadedGraph] = _OncePerKey(max_versions)
+        self._graphs: _OncePerKey[Graph] = _OncePerKey(max_versions)
         self._models: _OncePerKey[ServedModel] = _OncePerKey(max_versions)
 
     def get(self, model: str, version: int) -> ServedModel:
@@ -327,15 +369,18 @@ class ModelCache:
 
     def _load(self, model: str, version: int) -> ServedModel:
         try:
-            manifest = self._registry.manifest(model, version)
-            path = self._registry.path(model, version)
+            manifest, path = self._registry.trusted(model, version, graph=False)
             digests = manifest.digests
-            graph = self._graphs.get(digests.graph, lambda: LoadedGraph(path, self._block_rows))
+            graph = self._graphs.get(digests.graph, lambda: self._load_graph(model, version))
             if not graph.shareable:
-                graph = self._graphs.get(digests.version, lambda: LoadedGraph(path, self._block_rows))
+                graph = self._graphs.get(digests.version, lambda: self._load_graph(model, version))
             return ServedModel(graph, manifest, path)
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             raise ModelError(f"version {version} of {model} cannot be loaded: {error}") from error
+
+    def _load_graph(self, model: str, version: int) -> Graph:
+        _, path = self._registry.trusted(model, version, graph=True)
+        return LoadedGraph(path, self._block_rows)
 
 
 _caches: dict[tuple[str, int, int], ModelCache] = {}

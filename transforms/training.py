@@ -18,6 +18,8 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from models.activation_log import Activation, ActivationInPast
+from models.gate.gate import check_learnt
+from models.gate.result import GateRefused
 from models.learning import LearningModel
 from models.opened import shared_log, shared_registry
 from models.registry import Training
@@ -87,7 +89,8 @@ class Train:
                 window = _one_batch(closed.slice(int(start), int(stop - start)))
                 try:
                     version, told = self._learn(version, window, end)
-                except ModelError as error:
+                except (ModelError, GateRefused) as error:
+                    # The learner goes on from the version before, as if these rows had not come.
                     refused.append(dead_letters(window, "learner_refused", str(error)))
                     continue
                 seen += window.num_rows
@@ -124,6 +127,7 @@ class Train:
             training=Training(end_us - self.every_us, end_us, window.num_rows),
             metrics=measured,
             publication=publication,
+            check=check_learnt(registry.path(self.model, parent)),
         )
         _learners.put(self.registry, self.model, manifest.version, learner)
         return manifest.version, events
@@ -192,7 +196,8 @@ class _Learners:
             found = self._latest.pop((registry, model), None)
         if found is not None and found[0] == version:
             return found[1]
-        return LearningModel(shared_registry(registry).path(model, version))
+        _, path = shared_registry(registry).trusted(model, version, graph=True)
+        return LearningModel(path)
 
     def put(self, registry: str, model: str, version: int, learner: LearningModel) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ import click
 REGISTRY = click.option("--registry", required=True, metavar="DIR", help="Root folder of the model registry.")
 MODEL = click.option("--model", required=True, metavar="NAME", help="Name of the model.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, change nothing.")
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""No NaN and no infinity in what a version has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from models.digest import checkpoint_reader, variables_layout
+from models.gate.result import CheckResult, passed, refused
+
+NAME = "weights"
+
+
+def nonfinite_variables(path: str) -> dict[str, int]:
+    """How many values of each variable in a SavedModel's folder are NaN or infinite; variables without any are left out.
+
+    Raises:
+        DigestError: the variables cannot be read.
+    """
+    reader = checkpoint_reader(path)
+    found = {}
+    for key, (dtype, _) in variables_layout(path).items():
+        if dtype.startswith(("float", "bfloat", "complex")):
+            value = np.asarray(reader.get_tensor(key))
+            value = value.astype(np.float32) if dtype == "bfloat16" else value
+            if bad := int(value.size - np.isfinite(value).sum()):
+                found[key] = bad
+    return found
+
+
+def check_weights(path: str, meant: Iterable[str] = ()) -> CheckResult:
+    """Looks at every variable.
+
+    Args:
+        path: the SavedModel's local folder.
+        meant: variables that hold such values on purpose, as the version before did: bounds not set yet, say.
+    """
+    try:
+        found = {key: bad for key, bad in nonfinite_variables(path).items() if key not in set(meant)}
+    except (ValueError, RuntimeError, LookupError) as error:
+        return refused(NAME, str(error))
+    if not found:
+        return passed(NAME, "all finite")
+    names = ", ".join(f"{key.removesuffix('/.ATTRIBUTES/VARIABLE_VALUE')} ({bad:,})" for key, bad in list(found.items())[:4])
+    return refused(
+        NAME,
+        f"{sum(found.values()):,} values are NaN or infinite, in {names}. Training has diverged: go back to an earlier "
+        "checkpoint, "
+        "and look at the learning rate and at the records for what made it so.",
+        nonfinite=sum(found.values()),
+    )
