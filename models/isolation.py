@@ -113,7 +113,12 @@ def _failure(status: int, step: str, tail: str, limits: Limits) -> IsolatedFailu
 def _environment() -> dict[str, str]:
     root = str(Path(__file__).parent.parent)
     path = os.environ.get("PYTHONPATH")
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    quiet = {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+    }
     return {**os.environ, **quiet, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
 
 

@@ -13,6 +13,7 @@ side, and none needs a lock.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
@@ -35,6 +36,8 @@ from models.signature import Signature
 SERVING_SIGNATURE = "serving_default"
 DEFAULT_BLOCK_ROWS = 1024
 DEFAULT_MAX_VERSIONS = 8
+_FIRST_PAUSE_S = 0.1  # between tries to load, doubled each time
+_TRIED_AGAIN_AFTER_S = 5.0  # a version that failed; until then whoever asks is told so at once
 
 
 class ModelError(Exception):
@@ -341,6 +344,9 @@ class _OncePerKey(Generic[Value]):
                 value.set_exception(error)
         return value.result()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def __len__(self) -> int:
         return len(self._values)
 
@@ -351,36 +357,76 @@ class ModelCache:
     def __init__(
         self, registry: Registry, *, block_rows: int = DEFAULT_BLOCK_ROWS, max_versions: int = DEFAULT_MAX_VERSIONS
     ) -> None:
-        self._registry = registry
-        self._block_rows = block_rows
+        self.registry = registry
+        self.block_rows = block_rows
         self._graphs: _OncePerKey[Graph] = _OncePerKey(max_versions)
         self._models: _OncePerKey[ServedModel] = _OncePerKey(max_versions)
+        self._failed: dict[tuple[str, int], tuple[float, ModelError]] = {}  # until when it is not tried again, and why
 
-    def get(self, model: str, version: int) -> ServedModel:
+    def get(self, model: str, version: int, *, tries: int = 1) -> ServedModel:
         """The version, loaded now if need be.
+
+        Args:
+            model: its name.
+            version: of the model.
+            tries: how often to try, with a growing pause: a file system may be away for a moment.
 
         Raises:
             ModelError: it is not there, or does not load, or is not what its manifest says.
         """
-        return self._models.get((model, version), lambda: self._load(model, version))
+        return self._get(model, version, lambda: self._load(model, version, self._load_graph), tries, tries > 1)
+
+    def prepare(self, model: str, version: int, make_graph: Callable[[str, Manifest, str], Graph]) -> ServedModel:
+        """Loads a version beside those that predict, with a graph that was made elsewhere where it is new.
+
+        Args:
+            model: its name.
+            version: of the model.
+            make_graph: takes the model's name, the manifest and the folder.
+
+        Raises:
+            ModelError: see `get`; the version is then not loaded in place either, for a while.
+        """
+        return self._get(model, version, lambda: self._load(model, version, make_graph), 1, True)
+
+    def has(self, model: str, version: int) -> bool:
+        """Whether the version is in memory, or being loaded."""
+        return (model, version) in self._models
 
     def __len__(self) -> int:
         return len(self._models)
 
-    def _load(self, model: str, version: int) -> ServedModel:
+    def _get(self, model: str, version: int, load: Callable[[], ServedModel], tries: int, remember: bool) -> ServedModel:
+        for attempt in range(tries):
+            until, error = self._failed.get((model, version), (0.0, None))
+            if error is not None and time.monotonic() < until:
+                raise error
+            try:
+                return self._models.get((model, version), load)
+            except ModelError as failure:
+                if attempt + 1 == tries:
+                    if remember:
+                        self._failed[model, version] = time.monotonic() + _TRIED_AGAIN_AFTER_S, failure
+                    raise
+                time.sleep(_FIRST_PAUSE_S * 2**attempt)
+        raise AssertionError("at least one try")
+
+    def _load(self, model: str, version: int, make_graph: Callable[[str, Manifest, str], Graph]) -> ServedModel:
         try:
-            manifest, path = self._registry.trusted(model, version, graph=False)
+            manifest, path = self.registry.trusted(model, version, graph=False)
             digests = manifest.digests
-            graph = self._graphs.get(digests.graph, lambda: self._load_graph(model, version))
+            graph = self._graphs.get(
+                digests.graph, lambda: make_graph(model, *self.registry.trusted(model, version, graph=True))
+            )
             if not graph.shareable:
-                graph = self._graphs.get(digests.version, lambda: self._load_graph(model, version))
+                graph = self._graphs.get(digests.version, lambda: self._load_graph(model, manifest, path))
             return ServedModel(graph, manifest, path)
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             raise ModelError(f"version {version} of {model} cannot be loaded: {error}") from error
 
-    def _load_graph(self, model: str, version: int) -> Graph:
-        _, path = self._registry.trusted(model, version, graph=True)
-        return LoadedGraph(path, self._block_rows)
+    def _load_graph(self, model: str, manifest: Manifest, path: str) -> Graph:
+        self.registry.trusted(model, manifest.version, graph=True)
+        return LoadedGraph(path, self.block_rows)
 
 
 _caches: dict[tuple[str, int, int], ModelCache] = {}

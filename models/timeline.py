@@ -86,6 +86,17 @@ class Timeline:
         place = np.searchsorted(self.effective_from_us, event_time_us, side="right")
         return np.concatenate([np.array([COLD_START], dtype=np.int64), self.version])[place]
 
+    def before(self, place: int) -> int:
+        """The version that was live before the change at this place, and is another one; `COLD_START` where there was none."""
+        if place <= 0:
+            return COLD_START
+        earlier = self.version[:place][self.version[:place] != self.version[place]]
+        return int(earlier[-1]) if len(earlier) else COLD_START
+
+    def previous(self, time_us: int) -> int:
+        """The version that was live before the one of this moment; see `before`."""
+        return self.before(int(np.searchsorted(self.effective_from_us, time_us, side="right")) - 1)
+
     def first(self) -> Change | None:
         """The first activation, where the cold start ends; None without any."""
         return self._change(0) if len(self) else None

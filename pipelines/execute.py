@@ -15,11 +15,13 @@ from apache_beam.runners.runner import PipelineResult
 
 from models.activation_log import Activation, ActivationLog
 from models.registry import Manifest, Registry
+from models.serving import shared_cache
 from pipelines.graph import EVALUATIONS, EVENTS, LABELS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
 from pipelines.modes import Bounded
 from pipelines.notices import dead_letter_notices
 from pipelines.planning import StreamPlan, StreamPlanner
+from pipelines.preflight import settle
 from pipelines.replay import save_job
 from pipelines.report import write_report
 from pipelines.resolve import JobError, resolve
@@ -147,6 +149,7 @@ class Execution:
         # No later entry may change what this run is about to predict, in this try or the next.
         if plan is not None and self.job.seal and self.job.kind != "learn":
             self._log.seal(plan.max_event_time_us + 1, by=self.job.name)
+            self._settle(plan.max_event_time_us + 1)
         reads = {} if plan is None else plan.reads(self.resolved.ordered)
         watermark_us = MAX_WATERMARK_US if plan is None else plan.watermark_us
         run = BoundedRun(
@@ -160,6 +163,12 @@ class Execution:
         )
         counts = self._run(run)
         return {"records": plan.rows if plan else 0, "counts": counts}
+
+    def _settle(self, until_us: int) -> None:
+        model = self.job.model
+        if self.job.kind == "serve" and model.on_load_failure == "previous":
+            cache = shared_cache(model.registry, block_rows=model.block_rows, max_versions=model.max_versions)
+            self._notices += settle(self._log, cache, model.name, self.job.name, until_us)
 
     def _run_batch(self, checkpoint: Checkpoint) -> None:
         if checkpoint.last_commit() is not None:

@@ -189,6 +189,9 @@ def _predict(mode: Mode, features: beam.PCollection, resolved: Resolved) -> tupl
             policy="first" if prefix else "as_of",
             block_rows=model.block_rows,
             max_versions=model.max_versions,
+            on_load_failure=model.on_load_failure,
+            # Where a stream goes on and on. A replay or a batch has all its versions before it.
+            preload=resolved.job.run.trigger != "available-now" or resolved.job.run.mode == "continuous",
         )
         requests = predictions | f"{prefix}versions" >> mode.versions(resolved.job, first_only=bool(prefix))
         predictions, dead = requests | f"{prefix}predict" >> Predict(handler)

@@ -179,13 +179,18 @@ class LearnerSection(Section):
 
 
 class ModelSection(Section):
-    """Which model, and where its versions and its activation log are."""
+    """Which model, where its versions and its activation log are, and what to do about a version that does not load.
+
+    `previous` takes the version before and says so in the log and the lineage, `hold` stops until it loads, `dead_letter` lets
+    its records go.
+    """
 
     registry: str
     name: str
     compare_with_first: bool = False
     block_rows: int = Field(default=1024, ge=1)
     max_versions: int = Field(default=8, ge=1)
+    on_load_failure: Literal["previous", "hold", "dead_letter"] = "previous"
 
 
 class RunSection(Section):

@@ -7,14 +7,15 @@ never touches what RunInference holds, and its metrics, batching options and exc
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
 
-from models.serving import DEFAULT_BLOCK_ROWS, DEFAULT_MAX_VERSIONS, ModelCache, ModelError, shared_cache
+from models.preloading import watch
+from models.serving import DEFAULT_BLOCK_ROWS, DEFAULT_MAX_VERSIONS, ModelCache, ModelError, ServedModel, shared_cache
 from models.timeline import COLD_START
 from transforms.batches import NAME_TYPE
 from transforms.dead_letters import dead_letters
@@ -28,6 +29,15 @@ LINEAGE = pa.schema(
         pa.field("policy", NAME_TYPE),
     ]
 )
+
+
+OnLoadFailure: TypeAlias = Literal["previous", "hold", "dead_letter"]
+_TRIES = 3
+_POLICY_CHARACTERS = 300
+
+
+class VersionUnavailable(OSError):
+    """A version that cannot be loaded, where its records are to wait for it."""
 
 
 class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
@@ -44,6 +54,8 @@ class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
         block_rows: int = DEFAULT_BLOCK_ROWS,
         max_versions: int = DEFAULT_MAX_VERSIONS,
         max_requests: int = 1,
+        on_load_failure: OnLoadFailure = "dead_letter",
+        preload: bool = False,
     ) -> None:
         """Creates the handler.
 
@@ -56,13 +68,21 @@ class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
             block_rows: TensorFlow is given this many rows at a time, always.
             max_versions: versions kept in memory.
             max_requests: requests that Beam may batch for one call.
+            on_load_failure: what becomes of rows whose version does not load after some tries: `previous` predicts them with
+                the version before, and the lineage tells which was requested and why another was used; `hold` stops the job,
+                so that they wait; `dead_letter` puts them there.
+            preload: get new versions ready before their boundary, beside those that predict.
         """
         super().__init__()
         self._registry, self._model, self._outputs, self._prefix, self._policy = registry, model, outputs, prefix, policy
         self._block_rows, self._max_versions, self._max_requests = block_rows, max_versions, max_requests
+        self._on_load_failure, self._preload = on_load_failure, preload
 
     def load_model(self) -> ModelCache:
-        return shared_cache(self._registry, block_rows=self._block_rows, max_versions=self._max_versions)
+        cache = shared_cache(self._registry, block_rows=self._block_rows, max_versions=self._max_versions)
+        if self._preload:
+            watch(cache, self._model)
+        return cache
 
     def run_inference(
         self, batch: Sequence[Request], model: ModelCache, inference_args: dict[str, Any] | None = None
@@ -76,22 +96,34 @@ class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
             columns = [pa.nulls(rows, field.type) for field in self._outputs]
             lineage = [None, COLD_START, None, "cold_start"]
         else:
-            served = cache.get(self._model, request.version)
+            served, policy = self._served(request, cache)
             given = served.predict(request.batch)
             columns = [given.get(field.name) for field in self._outputs]
             for field, column in zip(self._outputs, columns, strict=True):
                 if column is None or column.type != field.type:
                     raise ModelError(
-                        f"version {request.version} of {self._model}: output {field.name!r} was to be {field.type}, "
+                        f"version {served.manifest.version} of {self._model}: output {field.name!r} was to be {field.type}, "
                         f"came as {'nothing' if column is None else column.type}"
                     )
-            lineage = [self._model, request.version, served.manifest.digests.version, self._policy]
+            lineage = [self._model, served.manifest.version, served.manifest.digests.version, policy]
         batch = request.batch
         for field, column in zip(self._outputs, columns, strict=True):
             batch = batch.append_column(pa.field(self._prefix + field.name, field.type), column)
         for field, value in zip(LINEAGE, lineage, strict=True):
             batch = batch.append_column(pa.field(self._prefix + field.name, field.type), _constant(value, rows, field.type))
         return batch
+
+    def _served(self, request: Request, cache: ModelCache) -> tuple[ServedModel, str]:
+        """The version to predict with, and what the lineage says of how it was chosen."""
+        try:
+            return cache.get(self._model, request.version, tries=_TRIES), self._policy
+        except ModelError as error:
+            if self._on_load_failure == "hold":
+                raise VersionUnavailable(f"{error}. Its records wait: publish it again, or activate another version") from error
+            if self._on_load_failure == "dead_letter" or request.previous == COLD_START:
+                raise
+            served = cache.get(self._model, request.previous, tries=_TRIES)
+            return served, f"previous: version {request.version} was requested; {error}"[:_POLICY_CHARACTERS]
 
     def batch_elements_kwargs(self) -> dict[str, int]:
         return {"min_batch_size": 1, "max_batch_size": self._max_requests}

@@ -17,7 +17,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from models.activation_log import Activation
-from models.timeline import Timeline
+from models.timeline import COLD_START, Timeline
 from transforms.batches import event_time_us
 
 
@@ -27,10 +27,12 @@ class Request(NamedTuple):
     Attributes:
         version: the version, or `COLD_START`.
         batch: the rows.
+        previous: the version that was live before, should this one not load; `COLD_START` for none.
     """
 
     version: int
     batch: pa.RecordBatch
+    previous: int = COLD_START
 
 
 class AssignVersions(beam.PTransform):
@@ -60,19 +62,22 @@ class Assign(beam.DoFn):
 
     def process(self, batch: pa.RecordBatch, entries: Iterable[Timeline | Activation]) -> Iterator[Request]:
         timeline = self._timeline(list(entries))
-        versions = timeline.as_of(event_time_us(batch).to_numpy())
+        times = event_time_us(batch).to_numpy()
+        versions = timeline.as_of(times)
         changes = np.flatnonzero(np.diff(versions)) + 1
         if len(changes) == 0 or np.all(np.diff(versions[np.concatenate([[0], changes])]) > 0):
             # In order of time each version is one run of rows: slices, without a copy.
             bounds = [0, *changes.tolist(), len(versions)]
-            pieces = [(int(versions[lo]), batch.slice(lo, hi - lo)) for lo, hi in pairwise(bounds) if hi > lo]
+            pieces = [(lo, batch.slice(lo, hi - lo)) for lo, hi in pairwise(bounds) if hi > lo]
         else:
-            pieces = [(int(v), batch.take(pa.array(np.flatnonzero(versions == v)))) for v in np.unique(versions)]
-        for version, rows in pieces:
+            rows_of = [np.flatnonzero(versions == version) for version in np.unique(versions)]
+            pieces = [(int(rows[0]), batch.take(pa.array(rows))) for rows in rows_of]
+        for first, rows in pieces:
+            version = int(versions[first])
             if self._latest is not None and version != self._latest and not self._first_only:
                 self._swaps.inc()
             self._latest = version
-            yield Request(version, rows)
+            yield Request(version, rows, timeline.previous(times[first]))
 
     def _timeline(self, entries: list[Timeline | Activation]) -> Timeline:
         # The side input is the same object-wise for all batches of a bundle; merging it once is enough.

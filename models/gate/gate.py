@@ -7,6 +7,7 @@ own under limits. What is checked is the copy that will be published, so that no
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,10 @@ def check_candidate(
         live_path: the live version's folder, for the comparison on the holdout.
         run: runs the tasks of `models.isolated_tasks`; for tests.
     """
+    # The child has another working folder.
+    path, live_path = os.path.abspath(path), live_path and os.path.abspath(live_path)  # noqa: PTH100  links stay links
+    if config.holdout is not None:
+        config = config.changed(holdout=str(Path(config.holdout).absolute()))
     checks = [files.check_files(path, config)]
     if checks[-1].passed and signature is not None:
         checks.append(check_contract(signature, contract))
