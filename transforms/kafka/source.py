@@ -18,6 +18,7 @@ from transforms.decoding.files import DEFAULT_BATCH_ROWS, Decoded
 from transforms.file_source import Range
 from transforms.kafka.client import CALL_S, KafkaClient, KafkaDataLost, Patience, Topic
 from transforms.kafka.messages import MessageDecoder, Messages, gather, split_at
+from transforms.planning import CACHE_BYTES
 from transforms.schema import Schema, TimeSpec
 
 _POLL_S = 0.1  # how long to wait for a poll's worth of messages
@@ -86,10 +87,16 @@ class KafkaSource:
     def read(self, part: Range) -> Iterator[Decoded]:
         """Reads and decodes a range, in pieces of at most `batch_rows` messages.
 
+        What the last planned micro-batch of this process covers is taken from memory.
+
         Raises:
             KafkaDataLost: the range, or its beginning, is not there any more.
             KafkaUnavailable: the cluster does not answer.
         """
+        planned = _planned.get(self, {}).get(part)
+        if planned is not None:
+            yield from planned
+            return
         assert part.end_row is not None, "a range of a topic has an end"
         decoder, partition, end = self.decoder(part.index), part.index, part.end_row
         reader = TopicReader(self, {partition: part.start_row})
@@ -104,6 +111,16 @@ class KafkaSource:
                         yield piece
         finally:
             reader.close()
+
+
+# Of the last plan of each source in this process; what is in there is replaced, never changed.
+_planned: dict[KafkaSource, Mapping[Range, list[Decoded]]] = {}
+
+
+def keep_planned(source: KafkaSource, planned: Mapping[Range, list[Decoded]]) -> None:
+    """Keeps what a planner has decoded for the run that reads it next, if it is not too much."""
+    size = sum(piece.batch.nbytes + piece.dead.nbytes for pieces in planned.values() for piece in pieces)
+    _planned[source] = planned if size <= CACHE_BYTES else {}
 
 
 class TopicReader:
