@@ -16,12 +16,13 @@ from apache_beam.runners.runner import PipelineResult
 from models.activation_log import Activation, ActivationLog
 from models.registry import Manifest, Registry
 from models.serving import shared_cache
-from pipelines.graph import EVALUATIONS, EVENTS, LABELS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
+from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, LABELS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
 from pipelines.modes import Bounded
 from pipelines.notices import dead_letter_notices
 from pipelines.planning import StreamPlan, StreamPlanner
 from pipelines.preflight import settle
+from pipelines.published import Published
 from pipelines.replay import save_job
 from pipelines.report import write_report
 from pipelines.resolve import JobError, resolve
@@ -29,10 +30,9 @@ from pipelines.summary import Summary, summarise
 from runners.checkpoint import Checkpoint
 from runners.graphs import open_graph
 from runners.micro_batch import DRAIN, MicroBatch, MicroBatchDriver, Stop
-from transforms.batches import EVENT_TIME, MAX_WATERMARK_US, MIN_WATERMARK_US, event_time_us
+from transforms.batches import EVENT_TIME, MAX_WATERMARK_US, event_time_us
 from transforms.bounded_run import BoundedRun
 from transforms.sinks import part_name
-from transforms.sources import all_files, read_tasks
 
 _TRIES = 3  # of a batch whose log is changed while it runs
 
@@ -90,6 +90,7 @@ class Execution:
         self._started = time.monotonic()
         self._notices: list[str] = []
         self._run_file = str(self._output / "checkpoint" / "run.json")
+        self._published: Published | None = None
         where = job.run.model_dump(include={"runner", "parallelism", "master", "workers"})
         self._graph = open_graph(lambda pipeline: build(Bounded(pipeline, self._run_file), self.resolved), **where)
 
@@ -102,6 +103,8 @@ class Execution:
             raise
         try:
             save_job(self.job)
+            if self.job.publish is not None and self.job.publish.wanted:
+                self._published = Published(self.job, checkpoint.folder)
             if self.job.run.mode == "batch":
                 self._run_batch(checkpoint)
                 finished = True
@@ -115,6 +118,13 @@ class Execution:
     def _run_micro_batches(self, checkpoint: Checkpoint) -> bool:
         settings = self.job.run
         planner = StreamPlanner(self.resolved.records, self.resolved.labels, settings.records, settings.span)
+        try:
+            return self._drive(checkpoint, planner)
+        finally:
+            planner.close()
+
+    def _drive(self, checkpoint: Checkpoint, planner: StreamPlanner) -> bool:
+        settings = self.job.run
         driver = MicroBatchDriver(checkpoint, planner, self._run_one, on_commit=self._committed, stop=self._stop)
         if driver.is_drained:
             in_one = (checkpoint.offset(0) or {}).get("mode") == "batch"
@@ -162,6 +172,7 @@ class Execution:
             None if plan is None else plan.records_watermark_us,
         )
         counts = self._run(run)
+        self._publish(batch.number)
         return {"records": plan.rows if plan else 0, "counts": counts}
 
     def _settle(self, until_us: int) -> None:
@@ -179,11 +190,7 @@ class Execution:
             self._ended_before(False)
             return
         sources = {RECORDS: self.resolved.records, LABELS: self.resolved.labels}
-        reads = {
-            name: tuple(read_tasks(all_files(source), MIN_WATERMARK_US, self.resolved.ordered))
-            for name, source in sources.items()
-            if source is not None
-        }
+        reads = {name: tuple(source.all_tasks(self.resolved.ordered)) for name, source in sources.items() if source is not None}
         for _ in range(_TRIES):
             before = len(self._log.entries())
             counts = self._run(BoundedRun(0, reads, timeline=self._log.timeline()))
@@ -193,6 +200,7 @@ class Execution:
             raise JobError(
                 f"the activation log of {self.job.model.name} was changed during each of {_TRIES} runs; run it again"
             )
+        self._publish(0)
         note = {"records": counts.get(RECORDS, 0), "counts": counts, DRAIN: True}
         checkpoint.write_offset(0, {"plan": None, "mode": "batch"})
         checkpoint.write_commit(0, note)
@@ -233,6 +241,11 @@ class Execution:
             folder.mkdir(parents=True, exist_ok=True)
             for left in [*folder.glob(".*"), *self._parts(name, number)]:
                 left.unlink()
+
+    def _publish(self, number: int) -> None:
+        """Writes what a run gave into topics, if the job wants that: after its files, before its commit."""
+        if self._published is not None:
+            self._published.publish(number, {name: self._parts(name, number) for name in (PREDICTIONS, DEAD_LETTERS)})
 
     def _parts(self, name: str, number: int) -> list[Path]:
         return sorted((self._output / name).glob(part_name(number, 0).replace("-00000.", "-*.")))

@@ -27,7 +27,7 @@ from transforms.dead_letters import dead_letters
 from transforms.inference import LINEAGE, BatchModelHandler, Predict
 from transforms.label_join import LABEL_TIME, LabelJoin, own_labels
 from transforms.operators import Chain
-from transforms.sources import FileSource
+from transforms.sources import Source
 from transforms.training import EVENTS, Train
 
 RECORDS, LABELS = "records", "labels"  # the sources
@@ -52,8 +52,8 @@ class Resolved:
     """
 
     job: JobSpec
-    records: FileSource
-    labels: FileSource | None
+    records: Source
+    labels: Source | None
     stages: Sequence[Stage]
     features: pa.Schema
     outputs: pa.Schema | None

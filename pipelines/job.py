@@ -79,18 +79,78 @@ class TimeSection(Section):
     step: DurationUs = parse_duration("1s")
 
 
-class SourceSection(Section):
-    """Files to read: one, a folder, or a pattern.
+class KafkaSection(Section):
+    """A Kafka cluster.
 
-    `columns` maps names to types (`float64`, `string?` ...); left out, they are inferred from the first file.
+    `options` are librdkafka's, such as `security.protocol`; `config` names a file of `name=value` lines with more of them,
+    which is the place for passwords. A cluster that does not answer is asked again for `patience`.
     """
 
-    path: str
+    bootstrap: str
+    options: dict[str, str] = {}
+    config: str | None = None
+    patience: PositiveUs = parse_duration("1m")
+
+
+class TopicSection(KafkaSection):
+    """A topic to read.
+
+    `key` is the declared column that is filled with the message's key; `fields` names what is in a line of CSV. A stream begins
+    at `start`: earliest, latest, or a time. Where order matters, a partition that was silent for `idle` is not waited for.
+    """
+
+    topic: str
+    key: str | None = None
+    fields: Names = ()
+    start: Annotated[str, AfterValidator(lambda text: text if text in ("earliest", "latest") else _moment(text))] = "earliest"
+    idle: PositiveUs | None = None
+
+
+class PublishSection(KafkaSection):
+    """Topics to write to: each micro-batch in a transaction, so that readers of what is committed see all of it, once.
+
+    `key` is the column of the predictions that becomes the message's key. The topic `commits` notes which micro-batches were
+    written.
+    """
+
+    predictions: str | None = None
+    dead_letters: str | None = None
+    format: Literal["json", "arrow"] = "json"
+    key: str | None = None
+    commits: str = "midstream-commits"
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a topic to write to."""
+        return self.predictions is not None or self.dead_letters is not None
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> PublishSection:
+        if self.key is not None and self.format == "arrow":
+            raise ValueError("a message of format arrow holds many predictions and has no `key`; leave it out, or use json")
+        return self
+
+
+class SourceSection(Section):
+    """Files to read (one, a folder, or a pattern), or a topic.
+
+    `columns` maps names to types (`float64`, `string?` ...); left out, they are inferred from the first file. Those of a topic
+    have to be declared.
+    """
+
+    path: str | None = None
+    kafka: TopicSection | None = None
     format: Literal["auto", "csv", "jsonl", "parquet", "tfrecord"] = "auto"
     columns: dict[str, str] | str | None = None
     time: TimeSection = TimeSection()
     out_of_orderness: DurationUs = 0
     batch_rows: int = Field(default=32768, ge=1)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SourceSection:
+        if (self.path is None) == (self.kafka is None):
+            raise ValueError("a source is either files (`path`) or a topic (`kafka`)")
+        return self
 
 
 class LookupStep(Section):
@@ -236,6 +296,27 @@ class JobSpec(Section):
     in_order: bool = False
     seal: bool = True
     against: str | None = None
+    publish: PublishSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_cluster(cls, given: Any) -> Any:
+        """Labels and outputs are in the cluster of the records, unless they name one."""
+        source = given.get("source") if isinstance(given, dict) else None
+        kafka = source.get("kafka") if isinstance(source, dict) else None
+        if not isinstance(kafka, dict):
+            return given
+        cluster = {name: kafka[name] for name in KafkaSection.model_fields if name in kafka}
+        given = dict(given)
+        if isinstance(publish := given.get("publish"), dict) and "bootstrap" not in publish:
+            given["publish"] = cluster | publish
+        labels: Any = given.get("labels")
+        topic: Any = labels.get("source") if isinstance(labels, dict) else None
+        own = topic.get("kafka") if isinstance(topic, dict) else None
+        if isinstance(own, dict) and "bootstrap" not in own:
+            idle = {"idle": kafka["idle"]} if "idle" in kafka else {}
+            given["labels"] = labels | {"source": topic | {"kafka": cluster | idle | own}}
+        return given
 
     @model_validator(mode="after")
     def _consistent(self) -> JobSpec:
@@ -249,4 +330,6 @@ class JobSpec(Section):
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when a job is gone on with; how the stream is cut may change."""
-        return self.model_dump(mode="json", exclude={"run", "output", "against"})
+        how_reached: Any = {"kafka": {"bootstrap", "options", "config", "patience", "idle"}}
+        exclude: Any = {"run": True, "output": True, "against": True, "publish": True, "source": how_reached}
+        return self.model_dump(mode="json", exclude=exclude | {"labels": {"source": how_reached}})

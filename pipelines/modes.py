@@ -22,7 +22,7 @@ from transforms.kafka.source import KafkaSource
 from transforms.model_timeline import AssignVersions
 from transforms.operators import Operator
 from transforms.sinks import WriteParquet
-from transforms.sources import Decode, FileSource, Read
+from transforms.sources import Decode, Read, Source
 from transforms.stateful import Advance
 from transforms.training import ActivateVersions
 
@@ -30,7 +30,7 @@ from transforms.training import ActivateVersions
 class Mode(Protocol):
     """How a graph reads, keeps state, knows the log and writes."""
 
-    def read(self, source: FileSource | KafkaSource, name: str, ordered: bool) -> Read:
+    def read(self, source: Source, name: str, ordered: bool) -> Read:
         """Reads a source."""
 
     def advance(self, operator: Operator, name: str, *, records_only: bool = False) -> beam.PTransform:
@@ -67,8 +67,7 @@ class Bounded:
         # every batch would be encoded, held in memory until the last is read, and decoded again.
         self._timelines = pipeline | "run for log" >> ReadRun(run_file) | "log" >> beam.Map(lambda run: run.timeline)
 
-    def read(self, source: FileSource | KafkaSource, name: str, ordered: bool) -> Read:
-        assert isinstance(source, FileSource), "bounded runs read files"
+    def read(self, source: Source, name: str, ordered: bool) -> Read:
         tasks = self._runs | f"{name} to read" >> beam.FlatMap(lambda run: run.reads.get(name, ())).with_output_types(ReadTask)
         return tasks | name >> Decode(source, ordered, name)
 
@@ -111,7 +110,7 @@ class Continuous:
         self._pipeline, self._topics, self._ends = pipeline, topics, ends
         self._tick_us, self._idle_us, self._until_now = tick_us, idle_us, until_now
 
-    def read(self, source: FileSource | KafkaSource, name: str, ordered: bool) -> Read:
+    def read(self, source: Source, name: str, ordered: bool) -> Read:
         assert isinstance(source, KafkaSource), "a continuous job reads topics"
         return self._pipeline | name >> ReadTopic(source, idle_us=self._idle_us, until_now=self._until_now, count=name)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipelines.graph import EVALUATIONS, FIRST, PREDICTIONS, Resolved
+from transforms.sources import FileSource
 
 _COUNTED_BYTES = 256 * 2**20  # of larger inputs the lines are not counted first: the bar then shows no end
 _LINE_EVERY_S = 10.0  # where there is no terminal
@@ -93,6 +94,8 @@ class ConsoleProgress:
 def _count_lines(resolved: Resolved) -> int | None:
     """The number of records of small local text files; None where counting would take long or is not possible."""
     total = 0
+    if not isinstance(resolved.records, FileSource):
+        return None
     for listed in resolved.records.list_files():
         file, name = Path(listed.path), listed.name
         if (

@@ -73,7 +73,7 @@ def replay_of(output: str, target: str) -> JobSpec:
         raise ReplayError(f"{output} is no output folder of a job: it has no {JOB_FILE}") from None
     if job["kind"] == "learn":
         raise ReplayError(f"the job in {output} only learns: it made no predictions to replay")
-    changed = {"kind": "serve", "learner": None, "seal": False, "output": target, "run": {"mode": "batch"}}
+    changed = {"kind": "serve", "learner": None, "seal": False, "output": target, "run": {"mode": "batch"}, "publish": None}
     changed["in_order"] = job["in_order"] or job["kind"] != "serve"
     return JobSpec.model_validate(job | changed)
 

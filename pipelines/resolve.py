@@ -19,7 +19,7 @@ from pipelines.steps import stages
 from transforms.batches import EVENT_TIME, NAME_TYPE, RESERVED, ROW, SEQUENCE, SOURCE, TIME_TYPE, WATERMARK
 from transforms.label_join import LABEL_TIME
 from transforms.schema import Schema, TimeSpec
-from transforms.sources import FileSource
+from transforms.sources import FileSource, Source
 
 _INFERRED_FILES = 10  # so many are looked at: the first ones may be empty or broken
 _UNKNOWN = Schema.parse("unknown:string")  # listing files wants a schema and does not look at it
@@ -80,13 +80,19 @@ def _check_output(folder: str) -> None:
         ) from None
 
 
-def _source(section: SourceSection, fed: Sequence[str] = (), declare: str = "columns") -> tuple[FileSource, Schema]:
+def _source(section: SourceSection, fed: Sequence[str] = (), declare: str = "columns") -> tuple[Source, Schema]:
     time = TimeSpec(
         section.time.column,
         section.time.unit,
         datetime.fromisoformat(section.time.start),
         timedelta(microseconds=section.time.step),
     )
+    if section.kafka is not None:
+        from pipelines.topics import topic_source
+
+        topic = topic_source(section, time, declare)
+        return topic, topic.schema
+    assert section.path is not None, "a source is files or a topic"
     schema = Schema.parse(section.columns) if section.columns else _inferred(section, fed, declare)
     source = FileSource(section.path, section.format, schema, time, section.batch_rows, section.out_of_orderness)
     source.list_files()
@@ -102,6 +108,7 @@ def _inferred(section: SourceSection, fed: Sequence[str], declare: str) -> Schem
             declared the column with `?`.
         declare: the parameter that declares columns.
     """
+    assert section.path is not None, "those of a topic are declared"
     faults = []
     for file in FileSource(section.path, section.format, _UNKNOWN).list_files()[:_INFERRED_FILES]:
         try:
@@ -121,7 +128,7 @@ def _fed_columns(job: JobSpec) -> list[str]:
     return list(_contract(job).inputs)
 
 
-def _labels_source(job: JobSpec, records: Schema) -> FileSource | None:
+def _labels_source(job: JobSpec, records: Schema) -> Source | None:
     section = job.labels
     if section is None or section.source is None:
         return None

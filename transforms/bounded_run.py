@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -18,20 +17,8 @@ from apache_beam.io.filesystems import FileSystems
 
 from models.storage import write_text_atomically
 from models.timeline import Timeline
-from transforms.batches import MAX_WATERMARK_US, MIN_WATERMARK_US
-from transforms.file_source import Range
-
-
-class ReadTask(NamedTuple):
-    """A part of a source to read in one place, in order.
-
-    Attributes:
-        ranges: what to read.
-        start_max_event_time_us: the newest event time before it.
-    """
-
-    ranges: tuple[Range, ...]
-    start_max_event_time_us: int = MIN_WATERMARK_US
+from transforms.batches import MAX_WATERMARK_US
+from transforms.file_source import Range, ReadTask
 
 
 @dataclass(frozen=True)

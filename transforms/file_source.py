@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from apache_beam.io.filesystems import FileSystems
 
+from transforms.batches import MIN_WATERMARK_US
 from transforms.decoding.files import DEFAULT_BATCH_ROWS, Decoded, decode, split
 from transforms.decoding.records import format_of
 from transforms.schema import Schema, TimeSpec
@@ -88,6 +89,10 @@ class FileSource:
             format_of(file.name, self.format)
         return files
 
+    def all_tasks(self, ordered: bool) -> list[ReadTask]:
+        """Everything that is there now, as work."""
+        return read_tasks(all_files(self), MIN_WATERMARK_US, ordered)
+
     def read(self, part: Range) -> Iterator[Decoded]:
         """Decodes the rows of a range, in pieces of at most `batch_rows` records."""
         return read_range(self, part)
@@ -117,6 +122,24 @@ class Range:
     index: int
     start_row: int = 0
     end_row: int | None = None
+
+
+class ReadTask(NamedTuple):
+    """A part of a source to read in one place, in order.
+
+    Attributes:
+        ranges: what to read.
+        start_max_event_time_us: the newest event time before it.
+    """
+
+    ranges: tuple[Range, ...]
+    start_max_event_time_us: int = MIN_WATERMARK_US
+
+
+def read_tasks(ranges: Sequence[Range], start_max_event_time_us: int, ordered: bool) -> list[ReadTask]:
+    """The ranges as work: in one piece if they are wanted in order, else each by itself."""
+    pieces = [tuple(ranges)] if ordered else [(part,) for part in ranges]
+    return [ReadTask(piece, start_max_event_time_us) for piece in pieces]
 
 
 def all_files(source: FileSource) -> list[Range]:

@@ -7,7 +7,7 @@ order within a file. Files are complete when they appear: write them elsewhere a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import apache_beam as beam
 import numpy as np
@@ -15,9 +15,8 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from transforms.batches import MIN_WATERMARK_US, ROW, WATERMARK, event_time_us
-from transforms.bounded_run import ReadTask
 from transforms.decoding.files import Decoded
-from transforms.file_source import FileInfo, FileSource, Range, all_files, read_range
+from transforms.file_source import FileInfo, FileSource, Range, ReadTask, all_files, read_range, read_tasks
 from transforms.planning import FilePlanner, Plan, Position, planned_batches
 
 __all__ = [
@@ -30,6 +29,8 @@ __all__ = [
     "Range",
     "Read",
     "ReadFiles",
+    "ReadTask",
+    "Source",
     "all_files",
     "read_range",
     "read_ranges",
@@ -38,8 +39,22 @@ __all__ = [
 ]
 
 
+class Source(Protocol):
+    """Where records come from: files (`FileSource`) or a topic (`transforms.kafka.source.KafkaSource`)."""
+
+    @property
+    def out_of_orderness_us(self) -> int:
+        """How far behind the newest record the watermark stays."""
+
+    def read(self, part: Range) -> Iterator[Decoded]:
+        """Reads a part of it."""
+
+    def all_tasks(self, ordered: bool) -> list[ReadTask]:
+        """Everything that is there now."""
+
+
 def read_ranges(
-    source: FileSource, ranges: Sequence[Range], start_max_event_time_us: int = MIN_WATERMARK_US, ordered: bool = False
+    source: Source, ranges: Sequence[Range], start_max_event_time_us: int = MIN_WATERMARK_US, ordered: bool = False
 ) -> Iterator[Decoded]:
     """Reads ranges one after the other.
 
@@ -53,7 +68,7 @@ def read_ranges(
     """
     newest = start_max_event_time_us
     for part in ranges:
-        planned = planned_batches(source, part)
+        planned = planned_batches(source, part) if isinstance(source, FileSource) else None
         for piece in source.read(part) if planned is None else planned:
             if ordered:
                 batch, newest = stamp_watermark(piece.batch, newest, source.out_of_orderness_us)
@@ -103,12 +118,6 @@ class ReadFiles(beam.PTransform):
         return pbegin | "Ranges" >> beam.Create(work, reshuffle=len(work) > 1) | Decode(self._source, self._ordered)
 
 
-def read_tasks(ranges: Sequence[Range], start_max_event_time_us: int, ordered: bool) -> list[ReadTask]:
-    """The ranges as work: in one piece if they are wanted in order, else each by itself."""
-    pieces = [tuple(ranges)] if ordered else [(part,) for part in ranges]
-    return [ReadTask(piece, start_max_event_time_us) for piece in pieces]
-
-
 class Decode(beam.PTransform):
     """Reads `ReadTask`s; counts as `ReadFiles` does.
 
@@ -118,7 +127,7 @@ class Decode(beam.PTransform):
         count: name of the counter of records.
     """
 
-    def __init__(self, source: FileSource, ordered: bool, count: str = "records") -> None:
+    def __init__(self, source: Source, ordered: bool, count: str = "records") -> None:
         super().__init__()
         self._source, self._ordered, self._count = source, ordered, count
 
@@ -132,7 +141,7 @@ class Decode(beam.PTransform):
 
 
 class _ReadRanges(beam.DoFn):
-    def __init__(self, source: FileSource, ordered: bool, count: str) -> None:
+    def __init__(self, source: Source, ordered: bool, count: str) -> None:
         self._source = source
         self._ordered = ordered
         self._records = Metrics.counter("midstream", count)

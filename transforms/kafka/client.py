@@ -255,7 +255,7 @@ class Topic:
         for number in self.partitions():
             low[number], high[number] = self._client.patiently(
                 f"tell the offsets of {self.name}/{number}",
-                partial(_ends, consumer, TopicPartition(self.name, number)),
+                partial(ends, consumer, TopicPartition(self.name, number)),
             )
         return TopicState(self._id(), low, high)
 
@@ -282,7 +282,7 @@ class Topic:
         return self._consumer
 
 
-def _ends(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+def ends(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
     """The first offset and the end; with read_committed that is the end of the last transaction that is decided."""
     offsets: tuple[int, int] | None = consumer.get_watermark_offsets(place, timeout=CALL_S)
     if offsets is None:

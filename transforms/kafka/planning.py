@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from transforms.batches import MIN_WATERMARK_US, ROW, event_time_us
-from transforms.bounded_run import ReadTask
 from transforms.decoding.files import Decoded
-from transforms.file_source import Range
+from transforms.file_source import Range, ReadTask
 from transforms.kafka.client import KafkaDataLost, Topic, TopicState
 from transforms.kafka.messages import split_at
 from transforms.kafka.source import KafkaSource, TopicReader, keep_planned, lost
@@ -96,12 +95,10 @@ class KafkaPlanner:
 
     Args:
         source: the topic.
-        start: where a stream begins: `earliest`, `latest`, or the first messages from this time on (milliseconds since 1970).
-        idle_s: how long a partition may be silent and still hold the stream; None for ever (see `transforms.kafka.watermarks`).
     """
 
-    def __init__(self, source: KafkaSource, start: str | int = "earliest", idle_s: float | None = None) -> None:
-        self._source, self._start, self._idle_s = source, start, idle_s
+    def __init__(self, source: KafkaSource) -> None:
+        self._source = source
         self._topic = Topic(source.client, source.topic)
         self._first: KafkaPosition | None = None
         self._reader: _Reader | None = None
@@ -193,7 +190,8 @@ class KafkaPlanner:
         """The position with all partitions that there are now."""
         if not position.partitions:
             if self._first is None:
-                self._first = KafkaPosition(state.id, {number: Progress(at) for number, at in self._starts(state).items()})
+                starts = self._source.starts(self._topic, state)
+                self._first = KafkaPosition(state.id, {number: Progress(at) for number, at in starts.items()})
             position = self._first
         allowed_us, stream_us = self._source.out_of_orderness_us, position.watermark_us
         partitions = {number: at.behind(stream_us, allowed_us) if at.idle else at for number, at in position.partitions.items()}
@@ -201,11 +199,6 @@ class KafkaPlanner:
             if number not in partitions:
                 partitions[number] = Progress(low).behind(stream_us, allowed_us)
         return replace(position, partitions=partitions)
-
-    def _starts(self, state: TopicState) -> dict[int, int]:
-        if self._start == "earliest":
-            return state.low
-        return state.high if self._start == "latest" else self._topic.at_time(int(self._start))
 
     def _opened(self, position: KafkaPosition) -> _Reader:
         starts = {number: at.offset for number, at in position.partitions.items()}
@@ -224,7 +217,7 @@ class KafkaPlanner:
                 self._quiet_since.pop(number, None)
                 continue
             since = self._quiet_since.setdefault(number, now)
-            if self._idle_s is not None and now - since >= self._idle_s:
+            if self._source.idle_s is not None and now - since >= self._source.idle_s:
                 partitions[number] = replace(at, idle=True)
         return partitions
 

@@ -13,10 +13,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from transforms.batches import MIN_WATERMARK_US
-from transforms.bounded_run import ReadTask
 from transforms.decoding.files import DEFAULT_BATCH_ROWS, Decoded
-from transforms.file_source import Range
-from transforms.kafka.client import CALL_S, KafkaClient, KafkaDataLost, Patience, Topic
+from transforms.file_source import Range, ReadTask
+from transforms.kafka.client import CALL_S, KafkaClient, KafkaDataLost, Patience, Topic, TopicState
 from transforms.kafka.messages import MessageDecoder, Messages, gather, split_at
 from transforms.planning import CACHE_BYTES
 from transforms.schema import Schema, TimeSpec
@@ -38,6 +37,8 @@ class KafkaSource:
         fields: with `csv` the names of the fields in order; the declared columns if empty.
         batch_rows: the most messages that are decoded at a time.
         out_of_orderness_us: how far behind the newest record *of its partition* a record may come without being late.
+        start: where a stream begins: `earliest`, `latest`, or the first messages from this time on (milliseconds since 1970).
+        idle_s: how long a partition may be silent and still hold the stream; None for ever (see `transforms.kafka.watermarks`).
     """
 
     client: KafkaClient
@@ -49,6 +50,8 @@ class KafkaSource:
     fields: tuple[str, ...] = ()
     batch_rows: int = DEFAULT_BATCH_ROWS
     out_of_orderness_us: int = 0
+    start: str | int = "earliest"
+    idle_s: float | None = None
 
     def __post_init__(self) -> None:
         self.decoder(0)  # raises where the columns do not fit together
@@ -66,8 +69,11 @@ class KafkaSource:
         """Offsets of one partition, as a part of the source."""
         return Range(f"{self.topic}/{partition}", partition, start, end)
 
-    def all_tasks(self) -> list[ReadTask]:
+    def all_tasks(self, ordered: bool = True) -> list[ReadTask]:
         """Everything that is there now: a task a partition, as the order within a partition is the only one there is.
+
+        Args:
+            ordered: plays no part.
 
         Raises:
             ValueError: there is no such topic.
@@ -76,13 +82,20 @@ class KafkaSource:
         topic = Topic(self.client, self.topic)
         try:
             state = topic.state()
+            starts = self.starts(topic, state)
         finally:
             topic.close()
         return [
-            ReadTask((self.range(number, state.low[number], end),), MIN_WATERMARK_US)
+            ReadTask((self.range(number, starts[number], end),), MIN_WATERMARK_US)
             for number, end in state.high.items()
-            if end > state.low[number]
+            if end > starts[number]
         ]
+
+    def starts(self, topic: Topic, state: TopicState) -> dict[int, int]:
+        """By partition, where the stream begins."""
+        if self.start == "earliest":
+            return state.low
+        return state.high if self.start == "latest" else topic.at_time(int(self.start))
 
     def read(self, part: Range) -> Iterator[Decoded]:
         """Reads and decodes a range, in pieces of at most `batch_rows` messages.
@@ -174,18 +187,19 @@ class TopicReader:
         if asked[0] > start:
             raise lost(self._source.topic, partition, start, asked[0])
 
-    def poll(self, wait_s: float = _POLL_S, *, expected: bool = True) -> list[tuple[int, Messages]]:
+    def poll(self, wait_s: float = _POLL_S, *, expected: bool = True, at_most: int | None = None) -> list[tuple[int, Messages]]:
         """What has come, at most `batch_rows` messages, by partition and in order of offset; empty after `wait_s` without any.
 
         Args:
             wait_s: how long to wait for that many.
+            at_most: another number than `batch_rows`.
             expected: whether there is something to come, so that coming away with nothing for long is a fault.
 
         Raises:
             KafkaDataLost: a position is not there any more.
             KafkaUnavailable: there have been errors only for too long, or one that will not pass.
         """
-        came = self._consumer.consume(self._source.batch_rows, wait_s)
+        came = self._consumer.consume(at_most or self._source.batch_rows, wait_s)
         by_partition: dict[int, list[Any]] = {}
         answered = False
         for message in came:
