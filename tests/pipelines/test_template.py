@@ -18,6 +18,7 @@ from pipelines.template import Parameter, Template, TemplateError
 NEEDED = {
     "serve": {"input": "in.csv", "registry": "models", "model": "price"},
     "learn": {"input": "in.csv", "registry": "models", "model": "price", "label": "y", "label_delay": "1d", "features": "a,b"},
+    "serve-kafka": {"bootstrap": "localhost:9092", "topic": "orders", "registry": "models", "model": "price"},
     "electricity": {},
     "cluster": {"input": "in.csv"},
 }
