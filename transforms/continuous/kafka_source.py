@@ -205,7 +205,7 @@ class _ReadPartition(beam.DoFn):
                     yield beam.pvalue.TaggedOutput("dead_letters", piece.dead)
                 if piece.batch.num_rows:
                     batch, newest_us = stamp_watermark(piece.batch, newest_us, self._source.out_of_orderness_us)
-                    yield TimestampedValue(batch, Timestamp(micros=event_time_us(batch).to_numpy().min()))
+                    yield TimestampedValue(batch, Timestamp(micros=int(event_time_us(batch).to_numpy().min())))
             reached = reader.positions[partition.number]
             self._report(watermark, newest_us)
             if reached >= partition.end:
