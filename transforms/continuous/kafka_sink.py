@@ -88,7 +88,7 @@ class WriteTopics(beam.PTransform):
             rows | f"to {name}" >> beam.FlatMap(_shard, name, self._shards).with_output_types(hint)
             for name, rows in streams.items()
         ]
-        return keyed | beam.Flatten() | "write" >> beam.ParDo(_Write(self._spec, self._starts)).with_output_types(int)
+        return keyed | beam.Flatten() | "write" >> beam.ParDo(Write(self._spec, self._starts)).with_output_types(int)
 
 
 def _shard(batch: pa.RecordBatch, name: str, shards: int) -> Iterator[tuple[int, tuple[str, pa.RecordBatch]]]:
@@ -98,7 +98,9 @@ def _shard(batch: pa.RecordBatch, name: str, shards: int) -> Iterator[tuple[int,
     yield (blake2b(str(source).encode(), digest_size=8).digest()[0] % shards if source else 0), (name, batch)
 
 
-class _Write(beam.DoFn):
+class Write(beam.DoFn):
+    """Takes (shard, (name of the output, batch)); each bundle is a transaction."""
+
     NOTED = ReadModifyWriteStateSpec("noted", BytesCoder())
 
     def __init__(self, spec: TopicsSpec, starts: Ends) -> None:
