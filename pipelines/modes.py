@@ -95,7 +95,15 @@ class Continuous:
     """See the module's docstring."""
 
     def __init__(
-        self, pipeline: beam.Pipeline, topics: TopicsSpec, ends: Ends, *, tick_us: int, idle_us: int | None, until_now: bool
+        self,
+        pipeline: beam.Pipeline,
+        topics: TopicsSpec,
+        ends: Ends,
+        *,
+        tick_us: int,
+        idle_us: int | None,
+        finished: str | None = None,
+        shards: int = 1,
     ) -> None:
         """Begins the graph.
 
@@ -105,14 +113,17 @@ class Continuous:
             ends: how far the topics go before the job starts.
             tick_us: steps with state look at their rows at multiples of this in event time.
             idle_us: see `ReadTopic`.
-            until_now: see `ReadTopic`.
+            finished: end where the topics end now, and write this file then, see `WriteTopics`; None goes on for ever.
+            shards: transactions side by side.
         """
         self._pipeline, self._topics, self._ends = pipeline, topics, ends
-        self._tick_us, self._idle_us, self._until_now = tick_us, idle_us, until_now
+        self._tick_us, self._idle_us, self._finished, self._shards = tick_us, idle_us, finished, shards
 
     def read(self, source: Source, name: str, ordered: bool) -> Read:
         assert isinstance(source, KafkaSource), "a continuous job reads topics"
-        return self._pipeline | name >> ReadTopic(source, idle_us=self._idle_us, until_now=self._until_now, count=name)
+        return self._pipeline | name >> ReadTopic(
+            source, idle_us=self._idle_us, until_now=self._finished is not None, count=name
+        )
 
     def advance(self, operator: Operator, name: str, *, records_only: bool = False) -> beam.PTransform:
         return AdvanceLive(operator, name, tick_us=self._tick_us)
@@ -133,4 +144,4 @@ class Continuous:
 
     def write(self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec) -> None:
         wanted = {name: rows for name, rows in streams.items() if name in self._topics.topics}
-        _ = wanted | "write" >> WriteTopics(self._topics, self._ends)
+        _ = wanted | "write" >> WriteTopics(self._topics, self._ends, self._shards, self._finished)

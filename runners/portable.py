@@ -68,12 +68,11 @@ class PortableGraph:
         self._channel: grpc.Channel | None = None
         self._jobs = 0
 
-    def run(self) -> PipelineResult:
-        """Runs it to its end and gives its result, with the metrics.
+    def start(self) -> PipelineResult:
+        """Starts it, and does not wait for its end; `close` ends an engine in this process, and the job with it.
 
         Raises:
-            EngineError: the engine cannot be started, or died.
-            Exception: whatever a step raised.
+            EngineError: the engine cannot be started.
         """
         service = self._service()
         if self._workers is not None:
@@ -83,6 +82,16 @@ class PortableGraph:
         job, messages, states = service.submit(graph)
         result = PipelineResult(service.job_service, job, messages, states)
         self._jobs += 1
+        return result
+
+    def run(self) -> PipelineResult:
+        """Runs it to its end and gives its result, with the metrics.
+
+        Raises:
+            EngineError: the engine cannot be started, or died.
+            Exception: whatever a step raised.
+        """
+        result = self.start()
         failed: Exception | None = None
         try:
             result.wait_until_finish()
@@ -93,7 +102,7 @@ class PortableGraph:
         except (RuntimeError, grpc.RpcError) as error:
             failed = error
         if failed is not None:
-            raise self._what_happened(failed)  # out here, so that it keeps the context that it was raised in
+            raise self.what_happened(failed)  # out here, so that it keeps the context that it was raised in
         return result
 
     def close(self) -> None:
@@ -123,7 +132,7 @@ class PortableGraph:
             self._server.stop()
             self._server = None
 
-    def _what_happened(self, failed: Exception) -> BaseException:
+    def what_happened(self, failed: Exception) -> BaseException:
         """What really happened, where the engine only says that a job failed."""
         assert self._server is not None
         gone = self._server.process.has_ended(1.0 if isinstance(failed, grpc.RpcError) else 0.0)

@@ -25,13 +25,17 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.metrics import Metrics
-from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from models.storage import write_text_atomically
 from transforms.batches import SOURCE
 from transforms.kafka.client import CALL_S, KafkaClient, Topic
 from transforms.kafka.json_lines import json_objects
 
+_BEGIN = ""  # in place of the name of an output
 Ends = dict[str, dict[int, int]]  # by topic and partition, the offset behind the last message
 _OPEN_S = 30.0  # for opening and committing a transaction, which may have to wait for the broker
 
@@ -71,16 +75,17 @@ class WriteTopics(beam.PTransform):
     Counts `written` and `written_before` (left out, as they stood there already) in the metrics namespace `midstream`.
     """
 
-    def __init__(self, spec: TopicsSpec, starts: Ends, shards: int = 1) -> None:
+    def __init__(self, spec: TopicsSpec, starts: Ends, shards: int = 1, finished: str | None = None) -> None:
         """Creates the sink.
 
         Args:
             spec: the topics.
             starts: how far they went when the job was made: what a job that has no checkpoint yet begins behind.
             shards: how many transactions side by side; rows of a source stay in one shard.
+            finished: a file to write when the stream has ended and all is in the topics; `-` and the shard's number behind it.
         """
         super().__init__()
-        self._spec, self._starts, self._shards = spec, starts, shards
+        self._spec, self._starts, self._shards, self._finished = spec, starts, shards, finished
 
     def expand(self, streams: Mapping[str, beam.PCollection]) -> beam.PCollection:
         hint = tuple[int, tuple[str, pa.RecordBatch]]
@@ -88,7 +93,12 @@ class WriteTopics(beam.PTransform):
             rows | f"to {name}" >> beam.FlatMap(_shard, name, self._shards).with_output_types(hint)
             for name, rows in streams.items()
         ]
-        return keyed | beam.Flatten() | "write" >> beam.ParDo(Write(self._spec, self._starts)).with_output_types(int)
+        # An element for each shard from the start, so that one without rows says, too, when the stream has ended.
+        (any_stream,) = list(streams.values())[:1]
+        begin = any_stream.pipeline | beam.Impulse()
+        keyed.append(begin | "shards" >> beam.FlatMap(_each_shard, self._shards).with_output_types(hint))
+        write = Write(self._spec, self._starts, self._finished)
+        return keyed | beam.Flatten() | "write" >> beam.ParDo(write).with_output_types(int)
 
 
 def _shard(batch: pa.RecordBatch, name: str, shards: int) -> Iterator[tuple[int, tuple[str, pa.RecordBatch]]]:
@@ -98,26 +108,37 @@ def _shard(batch: pa.RecordBatch, name: str, shards: int) -> Iterator[tuple[int,
     yield (blake2b(str(source).encode(), digest_size=8).digest()[0] % shards if source else 0), (name, batch)
 
 
+def _each_shard(_: bytes, shards: int) -> Iterator[tuple[int, tuple[str, pa.RecordBatch]]]:
+    for shard in range(shards):
+        yield shard, (_BEGIN, pa.RecordBatch.from_pydict({SOURCE: pa.array([], pa.string())}))
+
+
 class Write(beam.DoFn):
     """Takes (shard, (name of the output, batch)); each bundle is a transaction."""
 
     NOTED = ReadModifyWriteStateSpec("noted", BytesCoder())
+    END = TimerSpec("end", TimeDomain.WATERMARK)
 
-    def __init__(self, spec: TopicsSpec, starts: Ends) -> None:
-        self._spec, self._starts = spec, starts
+    def __init__(self, spec: TopicsSpec, starts: Ends, finished: str | None = None) -> None:
+        self._spec, self._starts, self._finished = spec, starts, finished
         self._written = Metrics.counter("midstream", "written")
         self._before = Metrics.counter("midstream", "written_before")
 
     def start_bundle(self) -> None:
         self._pending: dict[int, list[tuple[str, bytes | None, bytes]]] = {}
         self._writers: dict[int, _Writer] = {}
+        self._ended: list[int] = []
 
     def process(
         self,
         keyed: tuple[int, tuple[str, pa.RecordBatch]],
         noted: beam.DoFn.StateParam = beam.DoFn.StateParam(NOTED),
+        end: beam.DoFn.TimerParam = beam.DoFn.TimerParam(END),
     ) -> None:
         shard, (name, batch) = keyed
+        if name == _BEGIN:
+            end.set(GlobalWindow().max_timestamp())
+            return
         if shard not in self._writers:
             self._writers[shard] = _writer(self._spec, shard)
         recorded = noted.read()
@@ -136,11 +157,17 @@ class Write(beam.DoFn):
         self._before.inc(len(values) - len(fresh))
         self._pending.setdefault(shard, []).extend(fresh)
 
+    @on_timer(END)
+    def at_end(self, shard: int = beam.DoFn.KeyParam) -> None:
+        self._ended.append(shard)
+
     def finish_bundle(self) -> None:
         for shard, messages in self._pending.items():
             if messages:
                 self._writers[shard].commit(messages)
                 self._written.inc(len(messages))
+        for shard in self._ended if self._finished is not None else ():
+            write_text_atomically(f"{self._finished}-{shard}", "")
 
 
 class _Writer:

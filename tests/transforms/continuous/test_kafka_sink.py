@@ -39,7 +39,7 @@ class Job:
         self.step.start_bundle()
         for number in numbers:
             batch = pa.RecordBatch.from_pydict({SOURCE: pa.array(["in/0"]).cast(NAME_TYPE), "number": pa.array([number])})
-            self.step.process((0, (output, batch)), self.state)
+            self.step.process((0, (output, batch)), self.state, None)
         if commit:
             self.step.finish_bundle()
 
