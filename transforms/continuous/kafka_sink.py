@@ -37,6 +37,7 @@ from transforms.kafka.json_lines import json_objects
 
 _BEGIN = ""  # in place of the name of an output
 Ends = dict[str, dict[int, int]]  # by topic and partition, the offset behind the last message
+_POLL_S = 0.1  # a poll returns what has come after this, and waits no longer for more
 _OPEN_S = 30.0  # for opening and committing a transaction, which may have to wait for the broker
 
 
@@ -252,7 +253,7 @@ class _Writer:
                     consumer.assign([TopicPartition(topic, number, start)])
                     position = start
                     while position < end:
-                        for message in consumer.consume(10_000, CALL_S):
+                        for message in consumer.consume(10_000, _POLL_S):
                             error = message.error()
                             if error is not None and error.code() != KafkaError._PARTITION_EOF:
                                 raise KafkaException(error)
