@@ -115,6 +115,8 @@ class PublishSection(KafkaSection):
 
     predictions: str | None = None
     dead_letters: str | None = None
+    evaluations: str | None = None
+    events: str | None = None
     format: Literal["json", "arrow"] = "json"
     key: str | None = None
     commits: str = "midstream-commits"
@@ -122,7 +124,7 @@ class PublishSection(KafkaSection):
     @property
     def wanted(self) -> bool:
         """Whether there is a topic to write to."""
-        return self.predictions is not None or self.dead_letters is not None
+        return any((self.predictions, self.dead_letters, self.evaluations, self.events))
 
     @model_validator(mode="after")
     def _keys_fit(self) -> PublishSection:
@@ -256,10 +258,13 @@ class ModelSection(Section):
 class RunSection(Section):
     """How a stream is cut, when a micro-batch begins, and what runs it. None of it changes a prediction.
 
-    `master` and `workers` are those of a cluster: where it takes jobs, and where it finds Python workers.
+    `master` and `workers` are those of a cluster: where it takes jobs, and where it finds Python workers. A continuous job
+    looks at rows that wait in its steps at multiples of `tick` in event time, and takes a checkpoint every `checkpoint_every`.
     """
 
-    mode: Literal["micro-batch", "batch"] = "micro-batch"
+    mode: Literal["micro-batch", "batch", "continuous"] = "micro-batch"
+    tick: PositiveUs = parse_duration("1s")
+    checkpoint_every: PositiveUs = parse_duration("5s")
     span: PositiveUs | None = None
     records: int | None = Field(default=None, ge=1)
     trigger: Literal["available-now"] | PositiveUs = "available-now"
@@ -324,9 +329,19 @@ class JobSpec(Section):
             raise ValueError(f"a job that learns ({self.kind}) wants a section `learner`")
         if self.kind == "serve" and self.learner is not None:
             raise ValueError("a job that only serves has no `learner`; its kind would be `loop`")
+        if self.run.mode == "continuous":
+            self._continuous()
         if self.run.mode == "batch" and self.run.trigger != "available-now":
             raise ValueError("batch mode runs once: leave `trigger` out, or use micro-batch mode")
         return self
+
+    def _continuous(self) -> None:
+        if self.source.kafka is None or (self.labels is not None and self.labels.source and self.labels.source.kafka is None):
+            raise ValueError("a continuous job reads topics; for files use mode: micro-batch with `every`")
+        if self.publish is None or not self.publish.wanted:
+            raise ValueError("a continuous job writes to topics: name one for its predictions (predictions_topic)")
+        if self.publish.format != "json":
+            raise ValueError(f"a continuous job writes messages of format json, not {self.publish.format}")
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when a job is gone on with; how the stream is cut may change."""

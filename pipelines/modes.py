@@ -144,4 +144,4 @@ class Continuous:
 
     def write(self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec) -> None:
         wanted = {name: rows for name, rows in streams.items() if name in self._topics.topics}
-        _ = wanted | "write" >> WriteTopics(self._topics, self._ends, self._shards, self._finished)
+        _ = wanted | "write" >> WriteTopics(self._topics, self._ends, columns, self._shards, self._finished)

@@ -7,7 +7,7 @@ stays alive between the runs, and the worker is this process, so that models sta
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -25,6 +25,8 @@ from runners.processes import Supervisor
 ENGINES = ("prism", "flink", "spark")
 _log = logging.getLogger("midstream.engines")
 # Workers say this when the engine hangs up at the end of each job.
+# Options that only the engine knows are no mistake.
+logging.getLogger("apache_beam.options.pipeline_options").addFilter(lambda record: "Unparseable" not in record.getMessage())
 logging.getLogger("apache_beam.runners.worker.data_plane").addFilter(lambda record: "read inputs" not in record.getMessage())
 # A job server keeps something of every job (on Flink some 20 MB were seen): a new one after this many.
 _JOBS_A_SERVER = {"prism": 500, "flink": 25, "spark": 200}
@@ -41,6 +43,7 @@ class PortableGraph:
         parallelism: int = 1,
         master: str | None = None,
         options: Mapping[str, Any] | None = None,
+        flags: Sequence[str] = (),
         environment: str | None = None,
     ) -> None:
         """Builds the graph; the engine is started by the first run.
@@ -50,7 +53,8 @@ class PortableGraph:
             engine: prism, flink or spark.
             parallelism: how many tasks may run side by side.
             master: of a cluster; None runs the engine in the job server.
-            options: more pipeline options for the engine.
+            options: more pipeline options.
+            flags: the same as on a command line, for those that only the engine knows.
             environment: host:port of a worker pool; None works in this process.
         """
         if engine not in ENGINES:
@@ -58,7 +62,7 @@ class PortableGraph:
         self._engine, self._parallelism, self._master = engine, parallelism, master
         self._supervisor = Supervisor()
         self._workers = LoopbackWorkers() if environment is None else None
-        self._options = PipelineOptions([], parallelism=parallelism, **(options or {}))
+        self._options = PipelineOptions(list(flags), parallelism=parallelism, **(options or {}))
         pipeline = beam.Pipeline(runner=PortableRunner(), options=self._options)
         build(pipeline)
         place = environment if self._workers is None else self._workers.address

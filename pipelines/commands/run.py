@@ -9,7 +9,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -77,10 +77,15 @@ def run(
         _try_out(job, resolve)
         click.echo(json.dumps(job.model_dump(mode="json"), indent=2))
         return
-    with ConsoleProgress(quiet=quiet) as progress:
-        execution = Execution(job, progress=progress)
-        progress.begin(execution.resolved)
-        outcome = execution.run()
+    if job.run.mode == "continuous":
+        from pipelines.continuous import ContinuousExecution
+
+        outcome: Any = ContinuousExecution(job, tell=None if quiet else lambda line: click.echo(line, err=True)).run()
+    else:
+        with ConsoleProgress(quiet=quiet) as progress:
+            execution = Execution(job, progress=progress)
+            progress.begin(execution.resolved)
+            outcome = execution.run()
     if outcome.report is not None:
         click.echo(f"report: {outcome.report}", err=True)
     if not outcome.finished:

@@ -18,6 +18,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -28,14 +29,15 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from models.storage import write_text_atomically
 from transforms.batches import SOURCE
-from transforms.kafka.client import CALL_S, KafkaClient, Topic
-from transforms.kafka.json_lines import json_objects
+from transforms.kafka.client import CALL_S, KafkaClient, Topic, ends
+from transforms.kafka.publishing import json_messages
 
 _BEGIN = ""  # in place of the name of an output
+Message = tuple[str, str | None, bytes]  # topic, key, value
 Ends = dict[str, dict[int, int]]  # by topic and partition, the offset behind the last message
 _POLL_S = 0.1  # a poll returns what has come after this, and waits no longer for more
 _OPEN_S = 30.0  # for opening and committing a transaction, which may have to wait for the broker
@@ -48,14 +50,16 @@ class TopicsSpec:
     Attributes:
         client: the cluster.
         topics: by name of the output, the topic.
-        columns: by name of the output, the columns to write, in order; all where it is missing.
+        keys: by name of the output, the column that becomes the message's key; none where it is missing.
         job: names the transactions; two jobs of one name shut each other out.
+        status: beginning of the names of files that tell how many messages each shard has written, by topic; None for none.
     """
 
     client: KafkaClient
     topics: Mapping[str, str]
-    columns: Mapping[str, list[str]]
+    keys: Mapping[str, str]
     job: str
+    status: str | None = None
 
     def ends(self) -> Ends:
         """How far the topics go now."""
@@ -70,28 +74,32 @@ class TopicsSpec:
 
 
 class WriteTopics(beam.PTransform):
-    """Writes streams of RecordBatches, a JSON object a row, keyed by `source`. Input: a dict from name of the output to
+    """Writes streams of RecordBatches, a JSON object a row. Input: a dict from name of the output to
     PCollection.
 
     Counts `written` and `written_before` (left out, as they stood there already) in the metrics namespace `midstream`.
     """
 
-    def __init__(self, spec: TopicsSpec, starts: Ends, shards: int = 1, finished: str | None = None) -> None:
+    def __init__(
+        self, spec: TopicsSpec, starts: Ends, columns: Mapping[str, list[str]], shards: int = 1, finished: str | None = None
+    ) -> None:
         """Creates the sink.
 
         Args:
             spec: the topics.
             starts: how far they went when the job was made: what a job that has no checkpoint yet begins behind.
+            columns: by name of the output, the columns to write, in order; all where it is missing.
             shards: how many transactions side by side; rows of a source stay in one shard.
             finished: a file to write when the stream has ended and all is in the topics; `-` and the shard's number behind it.
         """
         super().__init__()
-        self._spec, self._starts, self._shards, self._finished = spec, starts, shards, finished
+        self._spec, self._starts, self._columns = spec, starts, columns
+        self._shards, self._finished = shards, finished
 
     def expand(self, streams: Mapping[str, beam.PCollection]) -> beam.PCollection:
         hint = tuple[int, tuple[str, pa.RecordBatch]]
         keyed = [
-            rows | f"to {name}" >> beam.FlatMap(_shard, name, self._shards).with_output_types(hint)
+            rows | f"to {name}" >> beam.FlatMap(_shard, name, self._columns.get(name), self._shards).with_output_types(hint)
             for name, rows in streams.items()
         ]
         # An element for each shard from the start, so that one without rows says, too, when the stream has ended.
@@ -102,11 +110,16 @@ class WriteTopics(beam.PTransform):
         return keyed | beam.Flatten() | "write" >> beam.ParDo(write).with_output_types(int)
 
 
-def _shard(batch: pa.RecordBatch, name: str, shards: int) -> Iterator[tuple[int, tuple[str, pa.RecordBatch]]]:
+def _shard(
+    batch: pa.RecordBatch, name: str, columns: list[str] | None, shards: int
+) -> Iterator[tuple[int, tuple[str, pa.RecordBatch]]]:
     if not batch.num_rows:
         return
     source = batch.column(SOURCE)[0].as_py() if shards > 1 else None
-    yield (blake2b(str(source).encode(), digest_size=8).digest()[0] % shards if source else 0), (name, batch)
+    yield (
+        (blake2b(str(source).encode(), digest_size=8).digest()[0] % shards if source else 0),
+        (name, batch if columns is None else batch.select(columns)),
+    )
 
 
 def _each_shard(_: bytes, shards: int) -> Iterator[tuple[int, tuple[str, pa.RecordBatch]]]:
@@ -126,7 +139,7 @@ class Write(beam.DoFn):
         self._before = Metrics.counter("midstream", "written_before")
 
     def start_bundle(self) -> None:
-        self._pending: dict[int, list[tuple[str, bytes | None, bytes]]] = {}
+        self._pending: dict[int, list[Message]] = {}
         self._writers: dict[int, _Writer] = {}
         self._ended: list[int] = []
 
@@ -145,16 +158,12 @@ class Write(beam.DoFn):
         recorded = noted.read()
         writer = self._writers[shard]
         if not writer.follows(recorded):
-            writer.recover(json.loads(recorded)["ends"] if recorded else self._starts)
+            note = json.loads(recorded) if recorded else {}
+            writer.recover(note.get("ends", self._starts), note.get("counts", {}))
         noted.write(writer.note())
-        columns = self._spec.columns.get(name)
-        values = json_objects(batch if columns is None else batch.select(columns)).to_pylist()
-        keys = batch.column(SOURCE).cast(pa.string()).to_pylist()
-        fresh = [
-            (topic, key.encode() if key is not None else None, value)
-            for topic, key, value in zip([self._spec.topics[name]] * len(values), keys, map(str.encode, values), strict=True)
-            if not writer.stands_there(topic, value)
-        ]
+        topic = self._spec.topics[name]
+        values, keys = json_messages(batch, self._spec.keys.get(name))
+        fresh = [(topic, key, value) for key, value in zip(keys, values, strict=True) if not writer.stands_there(topic, value)]
         self._before.inc(len(values) - len(fresh))
         self._pending.setdefault(shard, []).extend(fresh)
 
@@ -178,27 +187,31 @@ class _Writer:
         self._spec, self._shard = spec, shard
         self._producer: Any = None
         self._token = ""
-        self._count = 0
+        self._number = 0
         self._ends: Ends = {}
+        self._counts: Counter[str] = Counter()
         self._there: Counter[bytes] = Counter()
 
     def follows(self, recorded: bytes | None) -> bool:
         """Whether Beam's state is as this writer left it; otherwise the job has gone back to a checkpoint, or just started."""
         return bool(recorded) and self._producer is not None and json.loads(recorded or b"{}")["token"] == self._last_token()
 
-    def recover(self, ends: Ends) -> None:
-        """Shuts out who wrote before, and reads what stands behind these ends."""
-        self._token, self._count = uuid.uuid4().hex, 0
+    def recover(self, ends: Ends, counts: Mapping[str, int]) -> None:
+        """Shuts out who wrote before, and reads what stands behind these ends; `counts` messages stand before them, by topic."""
+        self._token, self._number, self._counts = uuid.uuid4().hex, 0, Counter(counts)
         # The state names partitions by text, as JSON does.
         self._ends = {topic: {int(number): offset for number, offset in own.items()} for topic, own in ends.items()}
         self._producer = self._spec.client.producer(**{"transactional.id": f"midstream-{self._spec.job}-{self._shard}"})
         self._spec.client.patiently("open a transaction", lambda: self._producer.init_transactions(_OPEN_S))
-        self._there = Counter(_digest(topic, value) for topic, value in self._read_behind())
+        self._there = Counter()
+        for topic, value in self._read_behind():
+            self._there[_digest(topic, value)] += 1
+            self._counts[topic] += 1
 
     def note(self) -> bytes:
         """What the state has to say before what comes now is written."""
-        self._count += 1
-        return json.dumps({"token": self._last_token(), "ends": self._ends}).encode()
+        self._number += 1
+        return json.dumps({"token": self._last_token(), "ends": self._ends, "counts": self._counts}).encode()
 
     def stands_there(self, topic: str, value: bytes) -> bool:
         """Whether this message was written before the job went back; asked once for each."""
@@ -210,7 +223,7 @@ class _Writer:
         self._there[digest] -= 1
         return True
 
-    def commit(self, messages: list[tuple[str, bytes | None, bytes]]) -> None:
+    def commit(self, messages: list[Message]) -> None:
         """Writes messages in one transaction.
 
         Raises:
@@ -236,39 +249,44 @@ class _Writer:
         producer.commit_transaction(_OPEN_S)
         for topic, own in ends.items():
             self._ends.setdefault(topic, {}).update(own)
+        self._counts.update(topic for topic, _, _ in messages)
         self._producer = producer
+        if self._spec.status is not None:
+            write_text_atomically(f"{self._spec.status}-{self._shard}.json", json.dumps(self._counts))
 
     def _last_token(self) -> str:
-        return f"{self._token}-{self._count}"
+        return f"{self._token}-{self._number}"
 
     def _read_behind(self) -> Iterator[tuple[str, bytes]]:
+        # Up to where the topics end with all that is not decided: a message of ours may stand behind the open transaction of
+        # another shard, and is seen when that is decided.
+        plain = self._spec.client.consumer(**{"isolation.level": "read_uncommitted"})
         consumer = self._spec.client.consumer(**{"auto.offset.reset": "earliest"})
         try:
             for topic in set(self._spec.topics.values()):
-                state = self._state(topic)
-                for number, end in state.items():
-                    start = self._ends.setdefault(topic, {}).setdefault(number, 0)
-                    if start >= end:
-                        continue
-                    consumer.assign([TopicPartition(topic, number, start)])
-                    position = start
-                    while position < end:
-                        for message in consumer.consume(10_000, _POLL_S):
-                            error = message.error()
-                            if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                                raise KafkaException(error)
-                            if error is None and message.offset() < end:
-                                yield topic, message.value() or b""
-                            position = message.offset() + (error is None)
+                for number in plain.list_topics(topic, timeout=CALL_S).topics[topic].partitions:
+                    place = TopicPartition(topic, number, self._ends.setdefault(topic, {}).setdefault(number, 0))
+                    what = f"tell the end of {topic}/{number}"
+                    _, end = self._spec.client.patiently(what, partial(ends, plain, place))
+                    yield from ((topic, value) for value in _values(consumer, place, end))
         finally:
+            plain.close()
             consumer.close()
 
-    def _state(self, name: str) -> dict[int, int]:
-        topic = Topic(self._spec.client, name)
-        try:
-            return topic.state().high
-        finally:
-            topic.close()
+
+def _values(consumer: Consumer, place: TopicPartition, end: int) -> Iterator[bytes]:
+    """The committed messages of a partition from a place on."""
+    position = place.offset
+    if position < end:
+        consumer.assign([place])
+    while position < end:
+        for message in consumer.consume(10_000, _POLL_S):
+            error = message.error()
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                raise KafkaException(error)
+            position = message.offset() + (error is None)
+            if error is None and message.offset() < end:
+                yield message.value() or b""
 
 
 def _digest(topic: str, value: bytes) -> bytes:

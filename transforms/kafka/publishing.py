@@ -73,15 +73,9 @@ class Publisher:
         Raises:
             KafkaUnavailable: the cluster does not answer, or refuses.
         """
-        admin = self._client.admin()
-        known = self._client.patiently("list the topics", lambda: admin.list_topics(timeout=CALL_S)).topics
-        missing = [name for name in dict.fromkeys(topics) if name not in known]
-        new = [NewTopic(name, num_partitions=_BY_DEFAULT, replication_factor=_BY_DEFAULT) for name in missing]
-        if self._commits not in known:
-            new.append(NewTopic(self._commits, 1, _BY_DEFAULT, config={"cleanup.policy": "compact"}))
-        for topic in new:
-            self._client.patiently(f"make the topic {topic.topic}", partial(_made, admin, topic))
-        return missing
+        commits = NewTopic(self._commits, 1, _BY_DEFAULT, config={"cleanup.policy": "compact"})
+        make_topics(self._client, [commits])
+        return make_topics(self._client, map(default_topic, dict.fromkeys(topics)))
 
     def publish(self, number: int, rows: Mapping[Output, Iterable[pa.RecordBatch]]) -> bool:
         """Writes a micro-batch, if it is not there yet.
@@ -204,17 +198,32 @@ class Publisher:
                     yield int(json.loads(message.value())["number"])
 
 
+def default_topic(name: str) -> NewTopic:
+    """A topic with the partitions and replicas that the cluster gives a new one."""
+    return NewTopic(name, num_partitions=_BY_DEFAULT, replication_factor=_BY_DEFAULT)
+
+
+def make_topics(client: KafkaClient, topics: Iterable[NewTopic]) -> list[str]:
+    """Makes the topics that do not exist yet; gives their names.
+
+    Raises:
+        KafkaUnavailable: the cluster does not answer, or refuses.
+    """
+    admin = client.admin()
+    known = client.patiently("list the topics", lambda: admin.list_topics(timeout=CALL_S)).topics
+    missing = [topic for topic in topics if topic.topic not in known]
+    for topic in missing:
+        client.patiently(f"make the topic {topic.topic}", partial(_made, admin, topic))
+    return [topic.topic for topic in missing]
+
+
 def _produce(producer: Producer, output: Output, batch: pa.RecordBatch) -> None:
-    keys: list[Any] = []
+    keys: list[str | None] = []
     if output.format == "arrow":
         values = [_ipc(batch.slice(start, ARROW_ROWS)) for start in range(0, batch.num_rows, ARROW_ROWS)]
+        keys = [None] * len(values)
     else:
-        values = json_objects(batch).cast(pa.binary()).to_pylist()
-        if output.key is not None:
-            column = batch.column(output.key)
-            column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-            keys = column.cast(pa.string()).to_pylist()
-    keys = keys or [None] * len(values)
+        values, keys = json_messages(batch, output.key)
     for value, key in zip(values, keys, strict=True):
         while True:
             try:
@@ -223,6 +232,16 @@ def _produce(producer: Producer, output: Output, batch: pa.RecordBatch) -> None:
             except BufferError:  # its queue is full: it is being sent
                 producer.poll(_PAUSE_S)
     producer.poll(0)
+
+
+def json_messages(batch: pa.RecordBatch, key: str | None) -> tuple[list[bytes], list[str | None]]:
+    """The rows as values and keys of messages; `key` is the column for the keys, if they have any."""
+    values = json_objects(batch).cast(pa.binary()).to_pylist()
+    if key is None:
+        return values, [None] * len(values)
+    column = batch.column(key)
+    column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    return values, column.cast(pa.string()).to_pylist()
 
 
 def _ipc(batch: pa.RecordBatch) -> bytes:

@@ -1,0 +1,238 @@
+"""Runs a job continuously on Flink: from topics to topics, until it is stopped or up to where its topics end now.
+
+Everything that a start needs is in the output folder: where the job's own topics began, and Flink's checkpoints. A job that was
+stopped, or killed with all its processes, goes on from the last checkpoint when it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.runners.runner import PipelineState
+
+from models.activation_log import Activation, ActivationLog
+from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, PREDICTIONS, Resolved, build
+from pipelines.job import JobSpec
+from pipelines.modes import Continuous
+from pipelines.replay import save_job
+from pipelines.resolve import JobError, resolve
+from pipelines.topics import client_of
+from runners.checkpoint import Checkpoint, write_atomically
+from runners.micro_batch import Stop
+from runners.portable import PortableGraph
+from transforms.continuous.kafka_sink import Ends, TopicsSpec
+from transforms.kafka.publishing import default_topic, make_topics
+
+_LOOK_S = 0.5  # how often it is looked whether the job still runs
+_TOLD_EVERY_S = 10.0
+
+
+@dataclass
+class ContinuousOutcome:
+    """What came of a continuous run.
+
+    Attributes:
+        counts: messages written since the job began, by output.
+        finished: whether it came to the end of its topics.
+        notices: what the user should know although nothing is wrong.
+    """
+
+    counts: dict[str, int]
+    finished: bool
+    report: Path | None = None
+    notices: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.counts)
+
+
+class ContinuousExecution:
+    """One go at a continuous job."""
+
+    def __init__(self, job: JobSpec, *, stop: Stop | None = None, tell: Any = None) -> None:
+        """Makes the job ready.
+
+        Args:
+            job: in mode `continuous`.
+            stop: set to stop.
+            tell: called with a line of text now and then.
+
+        Raises:
+            JobError: something is wrong with the job or its surroundings; says what to do.
+        """
+        if job.run.runner != "flink":
+            raise JobError(
+                f"the {job.run.runner} runner has no continuous mode: add --runner flink, or leave out mode=continuous to run in "
+                "micro-batches"
+            )
+        self.job = job
+        self.resolved = resolve(job)
+        self._stop = stop or Stop()
+        self._tell = tell or (lambda line: None)
+        self._folder = Path(job.output) / "checkpoint"
+
+    def run(self) -> ContinuousOutcome:
+        """Runs until the end or a stop, and gives the counts.
+
+        Raises:
+            EngineError: Flink cannot be started, or died.
+            JobError: the job failed for good.
+        """
+        checkpoint = Checkpoint(self._folder, self.job.identity())
+        try:
+            save_job(self.job)
+            plan = ContinuousPlan.of(self.resolved, self._folder)
+            if plan.is_finished:
+                notice = "this job ran to the end of its topics before: nothing was read; --fresh begins anew"
+                return ContinuousOutcome(self._counts(plan), True, notices=[notice])
+            graph = plan.graph()
+            try:
+                return self._watch(graph, plan)
+            finally:
+                graph.close()
+        finally:
+            checkpoint.close()
+
+    def _watch(self, graph: PortableGraph, plan: ContinuousPlan) -> ContinuousOutcome:
+        began = told = time.monotonic()
+        before = sum(self._counts(plan).values())
+        with self._stop.on_signals():
+            result = graph.start()
+            while not self._stop.wait(_LOOK_S) and not plan.is_finished:
+                state = result.state
+                if state in (PipelineState.FAILED, PipelineState.CANCELLED, PipelineState.DONE):
+                    raise graph.what_happened(JobError(f"the job of {self.job.output} ended by itself: {state}"))
+                if time.monotonic() - told > _TOLD_EVERY_S:
+                    told = time.monotonic()
+                    self._tell(self._status(plan, before, told - began))
+            if self.job.run.master is not None:
+                result.cancel()
+        return ContinuousOutcome(self._counts(plan), plan.is_finished)
+
+    def _counts(self, plan: ContinuousPlan) -> dict[str, int]:
+        by_topic: dict[str, int] = {}
+        for file in self._folder.glob("written-*.json"):
+            for topic, count in json.loads(file.read_text()).items():
+                by_topic[topic] = by_topic.get(topic, 0) + count
+        return {name: by_topic.get(topic, 0) for name, topic in plan.topics.topics.items()}
+
+    def _status(self, plan: ContinuousPlan, before: int, seconds: float) -> str:
+        counts = self._counts(plan)
+        rate = (sum(counts.values()) - before) / seconds
+        entries = ActivationLog(self.job.model.registry, self.job.model.name).entries()
+        versions = [entry.version for entry in entries if isinstance(entry, Activation)]
+        told = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()]
+        return f"{', '.join(told)}  {rate:,.0f} messages/s  version {versions[-1] if versions else 'none'} activated last"
+
+
+@dataclass(frozen=True)
+class ContinuousPlan:
+    """How a continuous job is put to Flink.
+
+    Attributes:
+        resolved: the job.
+        topics: what it writes to.
+        ends: how far those went when the job was begun.
+        folder: of its checkpoints.
+    """
+
+    resolved: Resolved
+    topics: TopicsSpec
+    ends: Ends
+    folder: Path
+
+    @classmethod
+    def of(cls, resolved: Resolved, folder: Path) -> ContinuousPlan:
+        """The plan of a job that is begun or gone on with; makes the topics that are not there.
+
+        Args:
+            resolved: the job.
+            folder: remembers where the topics began.
+        """
+        section = resolved.job.publish
+        assert section is not None
+        names = {
+            PREDICTIONS: section.predictions,
+            DEAD_LETTERS: section.dead_letters,
+            EVALUATIONS: section.evaluations,
+            EVENTS: section.events,
+        }
+        wanted = {name: topic for name, topic in names.items() if topic is not None}
+        keys = {PREDICTIONS: section.key} if section.key is not None else {}
+        file = folder / "topics.json"
+        client = client_of(section)
+        if not file.exists():
+            make_topics(client, map(default_topic, dict.fromkeys(wanted.values())))
+            spec = TopicsSpec(client, wanted, keys, "")
+            write_atomically(file, json.dumps(asdict(_Begun(f"{resolved.job.name}-{uuid.uuid4().hex}", spec.ends()))))
+        begun = json.loads(file.read_text())
+        return cls(resolved, TopicsSpec(client, wanted, keys, begun["id"], str(folder / "written")), begun["ends"], folder)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job came to the end of its topics."""
+        shards = self.resolved.job.run.parallelism
+        return all((self.folder / f"finished-{shard}").exists() for shard in range(shards))
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """The newest checkpoint of Flink's that is complete; None if there is none."""
+        found = [(file.stat().st_mtime, file) for file in (self.folder / "flink").glob("*/chk-*/_metadata")]
+        return f"file://{max(found)[1].parent.resolve()}" if found else None
+
+    def flags(self) -> list[str]:
+        """Options for Beam's Flink runner."""
+        run = self.resolved.job.run
+        given = [
+            "--streaming",
+            f"--checkpointing_interval={max(run.checkpoint_every // 1000, 1)}",
+            "--state_backend=filesystem",
+            f"--state_backend_storage_path=file://{(self.folder / 'flink').resolve()}",
+            # Without it a splittable source never starts to read.
+            "--finish_bundle_before_checkpointing",
+            # Bundles end when there has been nothing more for so long: the step behind waits for that.
+            "--max_bundle_time_mills=100",
+        ]
+        resume = self.last_checkpoint
+        return given if resume is None else [*given, f"--savepoint_path={resume}"]
+
+    def add_to(self, pipeline: beam.Pipeline) -> None:
+        """Adds the job's graph to an empty pipeline."""
+        run, source = self.resolved.job.run, self.resolved.job.source
+        assert source.kafka is not None
+        mode = Continuous(
+            pipeline,
+            self.topics,
+            self.ends,
+            tick_us=run.tick,
+            idle_us=source.kafka.idle,
+            finished=str(self.folder / "finished") if run.trigger == "available-now" else None,
+            shards=run.parallelism,
+        )
+        build(mode, self.resolved)
+
+    def graph(self) -> PortableGraph:
+        """The graph, ready to start."""
+        run = self.resolved.job.run
+        return PortableGraph(
+            self.add_to,
+            "flink",
+            parallelism=run.parallelism,
+            master=run.master,
+            environment=run.workers,
+            flags=self.flags(),
+        )
+
+
+@dataclass(frozen=True)
+class _Begun:
+    id: str
+    ends: Ends
