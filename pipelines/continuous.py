@@ -70,8 +70,8 @@ class ContinuousExecution:
         """
         if job.run.runner != "flink":
             raise JobError(
-                f"the {job.run.runner} runner has no continuous mode: add --runner flink, or leave out mode=continuous to run in "
-                "micro-batches"
+                f"the {job.run.runner} runner has no continuous mode: add --runner flink, or leave mode=continuous out to run "
+                "in micro-batches"
             )
         self.job = job
         self.resolved = resolve(job)

@@ -197,7 +197,7 @@ class _Writer:
         return bool(recorded) and self._producer is not None and json.loads(recorded or b"{}")["token"] == self._last_token()
 
     def recover(self, ends: Ends, counts: Mapping[str, int]) -> None:
-        """Shuts out who wrote before, and reads what stands behind these ends; `counts` messages stand before them, by topic."""
+        """Shuts out who wrote before, and reads what stands behind these ends; `counts` by topic stand before them."""
         self._token, self._number, self._counts = uuid.uuid4().hex, 0, Counter(counts)
         # The state names partitions by text, as JSON does.
         self._ends = {topic: {int(number): offset for number, offset in own.items()} for topic, own in ends.items()}
