@@ -128,6 +128,11 @@ class KafkaClient:
             settings[name] = value
         return settings | {"bootstrap.servers": self.bootstrap}
 
+    @property
+    def call_s(self) -> float:
+        """How long one request may take before it counts as not answered."""
+        return min(CALL_S, self.patience_s)
+
     def patiently(self, what: str, call: Callable[[], _T]) -> _T:
         """Calls until it works.
 
@@ -237,7 +242,7 @@ class Topic:
             KafkaUnavailable: no answer.
         """
         consumer = self._connected()
-        found = self._client.patiently("list the topics", lambda: consumer.list_topics(timeout=CALL_S)).topics
+        found = self._client.patiently("list the topics", lambda: consumer.list_topics(timeout=self._client.call_s)).topics
         if self.name not in found or not found[self.name].partitions:
             known = ", ".join(sorted(name for name in found if not name.startswith("__"))[:20]) or "none"
             raise ValueError(f"there is no topic {self.name!r} at {self._client.bootstrap}; topics there: {known}")
@@ -255,7 +260,7 @@ class Topic:
         for number in self.partitions():
             low[number], high[number] = self._client.patiently(
                 f"tell the offsets of {self.name}/{number}",
-                partial(ends, consumer, TopicPartition(self.name, number)),
+                partial(ends, consumer, TopicPartition(self.name, number), self._client.call_s),
             )
         return TopicState(self._id(), low, high)
 
@@ -263,7 +268,8 @@ class Topic:
         """By partition, the first offset whose Kafka timestamp is then or later; the end where there is none."""
         consumer = self._connected()
         places = [TopicPartition(self.name, number, time_ms) for number in self.partitions()]
-        found = self._client.patiently("look up offsets by time", lambda: consumer.offsets_for_times(places, timeout=CALL_S))
+        timeout_s = self._client.call_s
+        found = self._client.patiently("look up offsets by time", lambda: consumer.offsets_for_times(places, timeout=timeout_s))
         high = self.state().high
         return {place.partition: place.offset if place.offset >= 0 else high[place.partition] for place in found}
 
@@ -271,7 +277,7 @@ class Topic:
         if self._admin is None:
             self._admin = self._client.admin()
         try:
-            asked = self._admin.describe_topics(TopicCollection([self.name]), request_timeout=CALL_S)
+            asked = self._admin.describe_topics(TopicCollection([self.name]), request_timeout=self._client.call_s)
             return str(asked[self.name].result().topic_id)
         except (KafkaException, AttributeError):
             return None  # a cluster before Kafka 2.8, or no right to describe: offsets alone must tell then
@@ -282,9 +288,9 @@ class Topic:
         return self._consumer
 
 
-def ends(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+def ends(consumer: Consumer, place: TopicPartition, timeout_s: float = CALL_S) -> tuple[int, int]:
     """The first offset and the end; with read_committed that is the end of the last transaction that is decided."""
-    offsets: tuple[int, int] | None = consumer.get_watermark_offsets(place, timeout=CALL_S)
+    offsets: tuple[int, int] | None = consumer.get_watermark_offsets(place, timeout=timeout_s)
     if offsets is None:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
     return offsets

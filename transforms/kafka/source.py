@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from transforms.batches import MIN_WATERMARK_US
 from transforms.decoding.files import DEFAULT_BATCH_ROWS, Decoded
 from transforms.file_source import Range, ReadTask
-from transforms.kafka.client import CALL_S, KafkaClient, KafkaDataLost, Patience, Topic, TopicState
+from transforms.kafka.client import KafkaClient, KafkaDataLost, Patience, Topic, TopicState, ends
 from transforms.kafka.messages import MessageDecoder, Messages, gather, split_at
 from transforms.planning import CACHE_BYTES
 from transforms.schema import Schema, TimeSpec
@@ -182,7 +182,7 @@ class TopicReader:
         place, start = TopicPartition(self._source.topic, partition), self.positions[partition]
         asked = self._source.client.patiently(
             f"tell the offsets of {self._source.topic}/{partition}",
-            lambda: self._consumer.get_watermark_offsets(place, timeout=CALL_S) or (start, start),
+            lambda: ends(self._consumer, place, self._source.client.call_s),
         )
         if asked[0] > start:
             raise lost(self._source.topic, partition, start, asked[0])
@@ -225,7 +225,8 @@ class TopicReader:
         given = []
         for partition, own in by_partition.items():
             messages = gather(own, self._with_keys, self._with_timestamps)
-            self.positions[partition] = int(messages.offsets[-1]) + 1
+            # Its end may have been told of in the same poll.
+            self.positions[partition] = max(self.positions[partition], int(messages.offsets[-1]) + 1)
             given.append((partition, messages))
         return given
 
