@@ -17,6 +17,7 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=[
         "models",
+        "models.anomaly",
         "models.gate",
         "models.learners",
         "transforms",
@@ -26,6 +27,7 @@ setup(
         "runners",
         "pipelines",
         "pipelines.commands",
+        "pipelines.detection",
     ],
     package_data={"pipelines": ["templates/*.yaml", "data/*", "report.*"], "runners": ["jvm/jars.lock", "jvm/*/pom.xml"]},
     install_requires=[

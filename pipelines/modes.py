@@ -11,6 +11,7 @@ from typing import Protocol
 
 import apache_beam as beam
 
+from pipelines.detection.job import DetectSpec
 from pipelines.job import JobSpec
 from transforms.bounded_run import ReadRun, ReadTask
 from transforms.continuous.advance import AdvanceLive
@@ -48,7 +49,9 @@ class Mode(Protocol):
     def versions(self, job: JobSpec, *, first_only: bool) -> beam.PTransform:
         """RecordBatches to `Request`s."""
 
-    def write(self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec) -> None:
+    def write(
+        self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec | DetectSpec
+    ) -> None:
         """Writes the outputs, by name."""
 
 
@@ -86,7 +89,9 @@ class Bounded:
     def versions(self, job: JobSpec, *, first_only: bool) -> beam.PTransform:
         return AssignVersions(self._timelines, first_only=first_only)
 
-    def write(self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec) -> None:
+    def write(
+        self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec | DetectSpec
+    ) -> None:
         folders = {f"{job.output}/{name}": rows for name, rows in streams.items()}
         _ = folders | "write" >> WriteParquet(self._runs, {f"{job.output}/{name}": own for name, own in columns.items()})
 
@@ -142,6 +147,8 @@ class Continuous:
     def versions(self, job: JobSpec, *, first_only: bool) -> beam.PTransform:
         return AssignVersionsLive(job.model.registry, job.model.name, job.name, first_only=first_only)
 
-    def write(self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec) -> None:
+    def write(
+        self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec | DetectSpec
+    ) -> None:
         wanted = {name: rows for name, rows in streams.items() if name in self._topics.topics}
         _ = wanted | "write" >> WriteTopics(self._topics, self._ends, columns, self._shards, self._finished)

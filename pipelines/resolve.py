@@ -35,7 +35,7 @@ def resolve(job: JobSpec) -> Resolved:
     Raises:
         JobError: something does not fit.
     """
-    _check_output(job.output)
+    check_output(job.output)
     try:
         records, schema = _source(job.source, _fed_columns(job))
         labels = _labels_source(job, schema)
@@ -68,7 +68,12 @@ def resolve(job: JobSpec) -> Resolved:
     return Resolved(job, records, labels, planned, features, outputs if job.kind != "learn" else None, first_version)
 
 
-def _check_output(folder: str) -> None:
+def check_output(folder: str) -> None:
+    """Makes the output folder.
+
+    Raises:
+        JobError: it cannot be written.
+    """
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
+from pipelines.detection.job import DetectSpec
 from pipelines.job import JobSpec
 from transforms.durations import parse_duration
 
@@ -159,7 +160,7 @@ class Template(BaseModel):
             )
         return self
 
-    def fill(self, given: Mapping[str, Any], here: Path = FOLDER) -> JobSpec:
+    def fill(self, given: Mapping[str, Any], here: Path = FOLDER) -> JobSpec | DetectSpec:
         """The job with these parameters.
 
         Args:
@@ -175,7 +176,7 @@ class Template(BaseModel):
             raise TemplateError("\n".join(values.problems))
         job = _without_null_items(self.job, values)
         try:
-            return JobSpec.model_validate(_filled(job, values))
+            return _spec(job).model_validate(_filled(job, values))
         except ValidationError as error:
             lines = [_origin(job, fault["loc"]) + _message(fault) for fault in error.errors()]
             raise TemplateError(
@@ -210,6 +211,10 @@ def load(name_or_path: str) -> tuple[Template, Path]:
 def names() -> list[str]:
     """The templates that come with Midstream."""
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def _spec(job: Mapping[str, Any]) -> type[JobSpec] | type[DetectSpec]:
+    return DetectSpec if job.get("kind") == "detect" else JobSpec
 
 
 class _Values:

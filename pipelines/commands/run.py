@@ -9,15 +9,19 @@ import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pipelines import template as templates
 from pipelines.commands.common import hushed, show, table
+from pipelines.commands.detect import conclude, detect
+from pipelines.detection.job import DetectSpec
 
 if TYPE_CHECKING:
     from pipelines.job import JobSpec
+
+AnyJob = TypeVar("AnyJob", "JobSpec", DetectSpec)
 
 
 class _RunCommand(click.Command):
@@ -65,7 +69,11 @@ def run(
     JSON object with the counts. `midstream run TEMPLATE --help` shows what the template takes.
     """
     found, here = templates.load(template)
-    job = on_runner(found.fill(_read_params(params), here), runner=runner, parallelism=parallelism)
+    filled = found.fill(_read_params(params), here)
+    if isinstance(filled, DetectSpec):
+        detect(on_runner(filled, runner=runner, parallelism=parallelism), fresh=fresh, dry_run=dry_run)
+        return
+    job = on_runner(filled, runner=runner, parallelism=parallelism)
     if fresh and not dry_run:
         _clear(job)
     with hushed():  # TensorFlow and Beam take seconds to import: not for `--help`
@@ -88,15 +96,7 @@ def run(
             outcome = execution.run()
     if outcome.report is not None:
         click.echo(f"report: {outcome.report}", err=True)
-    if not outcome.finished:
-        click.echo("stopped; give the same command again to go on", err=True)
-    for notice in outcome.notices:
-        click.echo(f"note: {notice}", err=True)
-    for problem in outcome.problems:
-        click.echo(f"PROBLEM: {problem}", err=True)
-    click.echo(outcome.to_json())
-    if outcome.problems:
-        sys.exit(1)
+    conclude(outcome)
 
 
 @click.command(short_help="Predict again what a job predicted, and compare.")
@@ -131,7 +131,7 @@ def replay(output: str, target: str | None, runner: str | None, parallelism: int
         sys.exit(1)
 
 
-def on_runner(job: JobSpec, **given: str | int | None) -> JobSpec:
+def on_runner(job: AnyJob, **given: str | int | None) -> AnyJob:
     """The job with settings of what runs it; None leaves what the template says."""
     settings = {name: value for name, value in given.items() if value is not None}
     return job.model_copy(update={"run": job.run.model_copy(update=settings)})

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines import template as templates
 from pipelines.cli import main
+from pipelines.detection.job import DetectSpec
 from pipelines.job import JobSpec
 from pipelines.template import Parameter, Template, TemplateError
 
@@ -21,6 +22,7 @@ NEEDED = {
     "serve-kafka": {"bootstrap": "localhost:9092", "topic": "orders", "registry": "models", "model": "price"},
     "electricity": {},
     "cluster": {"input": "in.csv"},
+    "detect-anomalies": {"input": "in"},
 }
 JOB = {
     "name": "own",
@@ -53,7 +55,7 @@ class TestShipped:
     def test_loads_and_fills(self, name):
         template, here = templates.load(name)
         job = template.fill(NEEDED[name], here)
-        assert isinstance(job, JobSpec)
+        assert isinstance(job, JobSpec | DetectSpec)
         assert template.name == name
 
     @pytest.mark.parametrize("name", NEEDED)

@@ -1,0 +1,153 @@
+"""The anomaly detector as a SavedModel: one pass over the rows of many series side by side, nothing looked at ahead.
+
+A version holds the algorithm and its settings; what it knows of each series is a table of states, one row a key, which is
+given to `step` and given back. So one version serves any number of keys, a swap to a version with the same settings' shapes
+goes on with the same states, and scores stay comparable over it: they are probabilities, not distances.
+
+`step` takes a block of keys and up to `ROWS` rows of each. It is compiled (XLA), as its loop over rows does some hundred
+small operations a row. Blocks always have the same shape: a key's scores then do not depend on which keys are beside it, nor
+on how its rows were cut into calls.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from models.anomaly import mixtures, surprise, tails
+
+KEYS = 16  # of a block
+ROWS = 1024  # of a block, at most
+QUIET_ROWS = 120  # after an alarm only a stronger one counts in full
+REPEATED = 0.1  # of its surprise is left to a row that is no stronger than one shortly before
+SAME_STRENGTH = 1.02  # a surprise that is larger by less than this factor is no stronger
+SCALE = 4.0  # of the score: 1 - 2 ** (-surprise / SCALE)
+LANES_POWER = 6.0  # of the mean over the lanes of a multivariate series
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Settings of a detector.
+
+    Attributes:
+        columns: numeric columns of the series, 1 or more.
+        seed: of the projections.
+    """
+
+    columns: int = 1
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if self.columns < 1:
+            raise ValueError(f"columns: expected 1 or more, got {self.columns}")
+
+
+class State(NamedTuple):
+    """What is known of a block of keys."""
+
+    rows: tf.Tensor  # (keys, 1) float64, rows scored so far
+    weight: tf.Tensor  # (keys, 1) float64, in the lanes' histograms
+    peak: tf.Tensor  # (keys, 1) float64, the strength that a repeated alarm must exceed
+    age: tf.Tensor  # (keys, 1) float64, rows since then
+    total: tf.Tensor  # (keys, 1, BINS + 1) float32, the histogram of the surprise as a whole
+    inverse: tf.Tensor  # (keys, columns, columns) float64, inverse covariance; (keys, 0, 0) of a single column
+    lanes: surprise.State
+
+
+class Detector(tf.Module):
+    """See the module's docstring."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__(name="anomaly_detector")
+        self.config = config
+        self._directions = mixtures.projections(config.columns, config.seed)
+
+    def empty(self, keys: int = KEYS) -> State:
+        """The states of keys that have seen nothing."""
+        zeros = tf.zeros((keys, 1), tf.float64)
+        several = self.config.columns if self.config.columns > 1 else 0
+        return State(
+            zeros,
+            zeros,
+            zeros - 1e9,
+            zeros,
+            tails.empty((keys, 1)),
+            mixtures.start(keys, several),
+            surprise.empty(keys, mixtures.lanes(self.config.columns)),
+        )
+
+    def step(self, state: State, x: tf.Tensor, phase: tf.Tensor, kind: tf.Tensor, rows: tf.Tensor) -> tuple[State, Any]:
+        """Scores and learns the next rows of each key of a block.
+
+        Args:
+            state: of the keys.
+            x: (ROWS, KEYS, columns) float64; a row with a value that is not finite is passed over.
+            phase, kind: (ROWS, KEYS) int32.
+            rows: () int32, rows that there are; what lies behind is passed over.
+
+        Returns:
+            The states after them; and (ROWS, KEYS, 3) float32: the score from 0 to 1, the p-value of the surprise among those
+            before, and 1 if it is stronger than those of the last rows, else 0: an alarm is a row with a small p-value that
+            is. Rows that were passed over have NaN, NaN, 0.
+        """
+        spec = tf.TensorSpec((KEYS, 3), tf.float64)
+        out = tf.TensorArray(tf.float64, size=ROWS, element_shape=spec.shape)
+        flat = tf.nest.flatten(state)
+
+        def body(
+            place: tf.Tensor, held: list[tf.Tensor], out: tf.TensorArray
+        ) -> tuple[tf.Tensor, list[tf.Tensor], tf.TensorArray]:
+            before = tf.nest.pack_sequence_as(state, held)
+            present = tf.reduce_all(tf.math.is_finite(x[place]), axis=-1, keepdims=True)
+            after, given = self._row(before, tf.where(present, x[place], tf.zeros_like(x[place])), phase[place], kind[place])
+            given = tf.where(present, given, tf.constant([float("nan"), float("nan"), 0.0], tf.float64))
+            kept = [
+                tf.where(tf.reshape(present, [KEYS] + [1] * (new.shape.rank - 1)), new, old)
+                for new, old in zip(tf.nest.flatten(after), held, strict=True)
+            ]
+            return place + 1, kept, out.write(place, given)
+
+        begin = (tf.constant(0), flat, out)
+        _, flat, out = tf.while_loop(lambda place, *_: place < rows, body, begin, maximum_iterations=ROWS)
+        return tf.nest.pack_sequence_as(state, flat), tf.cast(out.stack(), tf.float32)
+
+    def compiled(self) -> Any:
+        """`step`, compiled for blocks of `KEYS` series and `ROWS` rows."""
+        spec = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), self.empty())
+        block = tf.TensorSpec((ROWS, KEYS, self.config.columns), tf.float64)
+        when = tf.TensorSpec((ROWS, KEYS), tf.int32)
+        return tf.function(self.step, input_signature=[spec, block, when, when, tf.TensorSpec((), tf.int32)], jit_compile=True)
+
+    def _row(self, state: State, x: tf.Tensor, phase: tf.Tensor, kind: tf.Tensor) -> tuple[State, tf.Tensor]:
+        """One row of each key; returns the states after it and (KEYS, 3), see `step`."""
+        inverse, lanes, columns = state.inverse, x, self.config.columns
+        if columns > 1:
+            known = state.rows > 0.0
+            z = mixtures.standardised(x, state.lanes.level[:, :columns], state.lanes.spread[:, :columns])
+            z = tf.where(known, z, tf.zeros_like(z))
+            mixed, inverse = mixtures.mixed(z, inverse, self._directions)
+            lanes = tf.concat([x, mixed], axis=-1)
+        learnt, by_lane = surprise.step(state.lanes, state.rows, state.weight, lanes, phase, kind)
+        found = by_lane
+        if columns > 1:
+            found = tf.reduce_mean(by_lane**LANES_POWER, axis=-1, keepdims=True) ** (1.0 / LANES_POWER)
+        warm = state.rows >= surprise.WARM_UP_ROWS
+        p = tails.p_value(state.total, state.weight, found)
+        strength = tf.floor(tf.math.log(tf.maximum(found, 1e-3)) / math.log(SAME_STRENGTH))
+        age = state.age + 1.0
+        fresh = tf.logical_or(strength > state.peak, age > QUIET_ROWS)
+        counted = tf.where(fresh, found, REPEATED * found)
+        after = State(
+            rows=state.rows + 1.0,
+            weight=tf.where(warm, state.weight * surprise.kept() + 1.0, state.weight),
+            peak=tf.where(fresh, strength, state.peak),
+            age=tf.where(fresh, tf.zeros_like(age), age),
+            total=tf.where(warm[..., None], tails.observe(state.total, found, surprise.kept()), state.total),
+            inverse=inverse,
+            lanes=learnt,
+        )
+        score = 1.0 - tf.pow(tf.constant(2.0, tf.float64), -counted / SCALE)
+        return after, tf.concat([score, p, tf.cast(fresh, tf.float64)], axis=-1)

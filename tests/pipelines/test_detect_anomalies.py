@@ -1,0 +1,259 @@
+"""The template detect-anomalies as a user sees it: CSV files in, the same files with scores out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from pipelines.cli import main
+from pipelines.resolve import JobError
+from tests.pipelines import detections
+from tests.pipelines.detections import csv_files, run, scores, series, times, values, write
+
+SEED = 20261125
+KILLS = 4
+FILE_EVENTS = {"open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of several kinds: in subfolders, packed, of several columns, short, quoted, with Windows line ends."""
+    root = tmp_path_factory.mktemp("anomalies-input")
+    series(root / "one.csv")
+    series(root / "group" / "two.csv", 900, seed=2)
+    series(root / "packed.csv.gz", seed=3)
+    series(root / "short.csv", 20, seed=4)
+    columns = {"timestamp": times(400), "load": values(400, 5), "heat": values(400, 6)}
+    write(root / "group" / "several.csv", columns)
+    quoted = "\r\n".join(f'"{time}",{x}' for time, x in zip(times(150), values(150, 7), strict=True))
+    (root / "quoted.csv").write_bytes(b'"timestamp",value\r\n' + quoted.encode())  # without a newline at the end
+    (root / "readme.txt").write_text("not a series\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def scored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("anomalies-batch") / "out"
+    counts = run(folder, output, mode="batch")
+    assert counts | {"seconds": 0} == {
+        "files": 6,
+        "records": 2870,
+        "scored": 2870,
+        "without_value": 0,
+        "dead_letters": 0,
+        "alarms": counts["alarms"],
+        "seconds": 0,
+    }
+    assert counts["alarms"] > 0
+    return output
+
+
+def test_every_file_comes_back_with_the_same_rows_and_a_score(folder: Path, scored: Path) -> None:
+    before, after = csv_files(folder), csv_files(scored)
+    assert after.keys() == before.keys()
+    for name, text in before.items():
+        lines = [line for line in text.decode().splitlines() if line]
+        found = after[name].decode().splitlines()
+        assert [line.rpartition(",")[0] for line in found] == lines, name
+        assert found[0].endswith(",anomaly_score")
+        numbers = np.array(scores(after[name]), float)
+        assert ((numbers >= 0) & (numbers <= 1)).all()
+        assert (numbers.max() > 0.3) == (name != "short.csv"), (name, numbers.max())
+
+
+@pytest.mark.parametrize("records", [89, 1000])
+def test_micro_batches_give_the_same_files(folder: Path, scored: Path, tmp_path: Path, records: int) -> None:
+    run(folder, tmp_path / "out", micro_batch_records=records)
+    assert csv_files(tmp_path / "out") == csv_files(scored)
+    for part in ("scores", "alarms", "stream-1/scores", "stream-1/alarms"):
+        assert pq.read_table(tmp_path / "out" / part).to_pylist() == pq.read_table(scored / part).to_pylist(), part
+
+
+def test_a_job_goes_on_with_files_that_come_later(folder: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    series(source / "a.csv", seed=1)
+    run(source, output, drain="false")
+    assert list(csv_files(output)) == ["a.csv"]
+    series(source / "b.csv", 900, seed=2)
+    counts = run(source, output, drain="false")
+    assert counts["records"] == 1600
+    run(source, tmp_path / "whole", mode="batch")
+    assert csv_files(output) == csv_files(tmp_path / "whole")
+
+
+def test_keys_of_all_files_together_are_series_of_their_own(tmp_path: Path) -> None:
+    keys, each = 1500, 110
+    draw = np.random.default_rng(1)
+    key = draw.permutation(np.repeat(np.arange(keys), each))
+    x = draw.normal(size=len(key)).round(4)
+    half = len(key) // 2
+    for name, part in (("first.csv", slice(None, half)), ("second.csv", slice(half, None))):
+        columns = {"timestamp": times(len(key))[part], "site": [f"s{k % 10}" for k in key[part]], "meter": key[part] // 10}
+        write(tmp_path / "in" / name, columns | {"value": x[part]})
+    counts = run(tmp_path / "in", tmp_path / "out", by="site,meter", micro_batch_records=60_000)
+    assert counts["scored"] == keys * each
+    mine = key == 777
+    alone = {"timestamp": np.array(times(len(key)))[mine], "value": x[mine]}
+    write(tmp_path / "alone" / "alone.csv", alone)
+    run(tmp_path / "alone", tmp_path / "alone-out", mode="batch")
+    together = b"\n".join(csv_files(tmp_path / "out").values()).decode().splitlines()
+    found = [line.rpartition(",")[2] for line in together if line.split(",")[1:3] == ["s7", "77"]]
+    assert found == scores(csv_files(tmp_path / "alone-out")["alone.csv"])
+
+
+def test_bad_rows_stay_in_their_file_without_a_score(tmp_path: Path) -> None:
+    lines = [f"{time},{x}" for time, x in zip(times(300), values(300, 1), strict=True)]
+    good = list(lines)
+    lines[150] = f"{times(300)[150]},"  # no value
+    lines[151] = f"{times(300)[151]},NaN"
+    lines[160] = f"{times(300)[160]},broken"
+    lines[170] = "not a time,20.0"
+    lines[180] = "2026-03-02 15:00:00,1,2,3"  # too many fields
+    lines[190] = f"{times(300)[190]},inf"
+    lines[200] = lines[199]  # twice
+    lines[210], lines[211] = lines[211], lines[210]  # out of order
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.csv").write_text("timestamp,value\n" + "\n".join(lines) + "\n")
+    counts = run(tmp_path / "in", tmp_path / "out")
+    assert (counts["records"], counts["without_value"], counts["dead_letters"]) == (300, 2, 4)
+    text = csv_files(tmp_path / "out")["bad.csv"]
+    assert [line.rpartition(",")[0] for line in text.decode().splitlines()[1:]] == lines
+    assert [row for row, score in enumerate(scores(text)) if not score] == [150, 151, 160, 170, 180, 190]
+    letters = pq.read_table(tmp_path / "out" / "dead_letters").to_pylist()
+    assert [(letter["row"], letter["reason"]) for letter in letters] == [
+        (160, "unparsable"),
+        (170, "bad_time"),
+        (180, "unparsable"),
+        (190, "not_finite"),
+    ]
+    # What is passed over leaves no trace: without it the other rows have the same scores.
+    kept = [line for row, line in enumerate(lines) if row not in (150, 151, 160, 170, 180, 190)]
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "bad.csv").write_text("timestamp,value\n" + "\n".join(kept) + "\n")
+    run(tmp_path / "kept", tmp_path / "kept-out")
+    assert scores(csv_files(tmp_path / "kept-out")["bad.csv"]) == [score for score in scores(text) if score]
+    assert good != lines
+
+
+def test_irregular_times_gaps_and_an_empty_file(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    seconds = np.cumsum(draw.choice([0, 1, 300, 86_400 * 3], 400, p=[0.1, 0.3, 0.55, 0.05]))
+    when = [str(np.datetime64("2026-03-02T00:00:00") + np.timedelta64(int(s), "s")) for s in seconds]
+    write(tmp_path / "in" / "gaps.csv", {"timestamp": when, "value": values(400, 1)})
+    write(tmp_path / "in" / "empty.csv", {"timestamp": [], "value": []})
+    counts = run(tmp_path / "in", tmp_path / "out")
+    assert counts["scored"] == 400
+    found = csv_files(tmp_path / "out")
+    assert found["empty.csv"] == b"timestamp,value,anomaly_score\n"
+    assert len(scores(found["gaps.csv"])) == 400
+
+
+@pytest.mark.parametrize(
+    ("columns", "params", "message"),
+    [
+        ({"time": ["2026-01-01"], "a": [1]}, {}, r"no column 'timestamp' .*; there are time, a.*--param time="),
+        ({"timestamp": ["2026-01-01"], "city": ["x"]}, {}, r"no numeric column .*; there are timestamp, city"),
+        ({"timestamp": ["2026-01-01"], "a": [1]}, {"values": "b"}, r"values: there is no column b; there are timestamp, a"),
+        ({"timestamp": ["2026-01-01"], "a": [1]}, {"by": "key"}, r"by: there is no column key; there are timestamp, a"),
+        ({"timestamp": ["2026-01-01"], "anomaly_score": [1]}, {}, r"there is a column 'anomaly_score' already; rename it"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_fit_say_what_to_do(tmp_path: Path, columns: Any, params: Any, message: str) -> None:
+    write(tmp_path / "in" / "one.csv", columns)
+    with pytest.raises(JobError, match=f"one.csv: .*{message}"):
+        run(tmp_path / "in", tmp_path / "out", **params)
+
+
+def test_other_names_of_columns(tmp_path: Path) -> None:
+    seconds = 1_772_409_600 + 300 * np.arange(200)
+    write(tmp_path / "in" / "one.csv", {"when": seconds, "note": ["x"] * 200, "speed": values(200, 1), "count": [1] * 200})
+    counts = run(tmp_path / "in", tmp_path / "out", time="when", time_unit="s", values="speed")
+    assert counts["scored"] == 200
+    write(tmp_path / "plain" / "one.csv", {"timestamp": times(200), "value": values(200, 1)})
+    run(tmp_path / "plain", tmp_path / "plain-out")
+    ours, plain = csv_files(tmp_path / "out")["one.csv"], csv_files(tmp_path / "plain-out")["one.csv"]
+    assert scores(ours) == scores(plain)
+
+
+def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+    series(tmp_path / "in" / "one.csv", 20)
+    with pytest.raises(JobError, match="is in the input folder"):
+        run(tmp_path / "in", tmp_path / "in" / "out")
+    with pytest.raises(JobError, match=r"no CSV files .*nowhere"):
+        run(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    with pytest.raises(JobError, match=r"no CSV files .*holds a.txt"):
+        run(tmp_path / "texts", tmp_path / "out")
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    runner, command = CliRunner(), ["run", "detect-anomalies"]
+    told = runner.invoke(main, [*command, "--help"]).output
+    assert "anomaly_score" in told
+    assert "required" in told
+    series(tmp_path / "in" / "one.csv", 150)
+    given = [*command, "-p", f"input={tmp_path / 'in'}", "-p", f"output={tmp_path / 'out'}"]
+    dry = runner.invoke(main, [*given, "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert not (tmp_path / "out" / "one.csv").exists()
+    first = runner.invoke(main, given)
+    assert first.exit_code == 0, first.output
+    assert '"scored": 150' in first.output
+    again = runner.invoke(main, given)
+    assert "ran to its end before" in again.output
+    series(tmp_path / "in" / "one.csv", 160)
+    fresh = runner.invoke(main, [*given, "--fresh"])
+    assert '"scored": 160' in fresh.output
+    assert len(scores((tmp_path / "out" / "one.csv").read_bytes())) == 160
+
+
+def _run_and_die(source: Path, output: Path, die_at: int | None, counted: Any) -> None:
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event in FILE_EVENTS and str(output) in str(args[0] if args else ""):
+            counted.value += 1
+            if counted.value == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    detections.run(source, output, micro_batch_records=200)
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    series(folder / "one.csv")
+    series(folder / "group" / "two.csv", 900, seed=2)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tensorflow", "apache_beam", "pipelines.detection.execute"])
+    counted = context.Value("q", 0, lock=False)
+
+    def attempt(output: Path, die_at: int | None) -> int:
+        counted.value = 0
+        process = context.Process(target=_run_and_die, args=(folder, output, die_at, counted))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    assert attempt(tmp_path / "undisturbed", None) == 0
+    events, draw, moments = counted.value, random.Random(SEED), []
+    print(f"seed {SEED}, {events} file events in a run")
+    for _ in range(KILLS):
+        moments.append(draw.randint(1, events // 5))
+        assert attempt(tmp_path / "killed", moments[-1]) == -signal.SIGKILL, moments
+    assert attempt(tmp_path / "killed", None) == 0
+    assert csv_files(tmp_path / "killed") == csv_files(tmp_path / "undisturbed")
+    assert set(csv_files(tmp_path / "killed")) == {"one.csv", "group/two.csv"}
+    for part in ("scores", "alarms"):
+        killed, undisturbed = (pq.read_table(tmp_path / name / part).to_pylist() for name in ("killed", "undisturbed"))
+        assert killed == undisturbed, part

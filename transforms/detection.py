@@ -1,0 +1,208 @@
+"""Anomaly scores as a stateful step: one model a series, thousands of series side by side, rows in the order in which they
+came.
+
+A row is scored by what its series was before it, and then learnt; so the scores follow from the rows and their order alone,
+and cutting the stream into other micro-batches changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.anomaly.clock import phases
+from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, event_time_us
+from transforms.operators import State, Tables
+
+SCORE, P_VALUE, ALARM = "anomaly_score", "p_value", "alarm"
+IN, OUT, ALARMS = "in", "out", "alarms"
+SERIES = "series"  # the table of states, one row a series
+_SEPARATOR = "\x1f"  # between the columns of a key; in ASCII, too, the unit separator
+
+Leaves = list[npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Detect:
+    """Scores rows; see the module's docstring.
+
+    Attributes:
+        values: the columns that are scored together, float64.
+        by: columns that name the series a row belongs to; without any, each file is a series.
+        season_us: length of the season.
+        weekends: whether workdays and weekends differ.
+        false_alarm_rate: the share of rows of a stream without anomalies that may raise an alarm.
+        seed: of random projections.
+    """
+
+    values: tuple[str, ...]
+    by: tuple[str, ...] = ()
+    season_us: int = 86_400_000_000
+    weekends: bool = True
+    false_alarm_rate: float = 1e-3
+    seed: int = 7
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The rows with their scores, and those of them that raised an alarm."""
+        return (OUT, ALARMS)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of what comes out."""
+        return [EVENT_TIME, SOURCE, ROW, SEQUENCE, *self.by, *self.values, SCORE, P_VALUE, ALARM]
+
+    def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
+        """Scores the rows that came; waits for nothing. A row with a missing value has no score and is not learnt."""
+        rows = inputs.get(IN)
+        if rows is None or not rows.num_rows:
+            return state, {}
+        names, code = _series(rows, self.by)
+        known = state.get(SERIES)
+        leaves = _read_states(known, names, self._empty)
+        x = np.stack([rows.column(name).to_numpy(zero_copy_only=False).astype(np.float64) for name in self.values], axis=1)
+        phase, kind = phases(event_time_us(rows).to_numpy(), self.season_us, self.weekends)
+        given = self._score(leaves, code, x, phase, kind)
+        missing = np.isnan(given[:, 0])
+        scored = rows.select([name for name in self.columns if name in rows.column_names])
+        for name, values in ((SCORE, given[:, 0]), (P_VALUE, given[:, 1])):
+            scored = scored.append_column(name, pa.array(values, pa.float32(), mask=missing))
+        # Comparisons with NaN are false: a row without a score raises no alarm.
+        scored = scored.append_column(ALARM, pa.array((given[:, 2] > 0) & (given[:, 1] <= self.false_alarm_rate)))
+        state = {SERIES: _written_states(known, names, leaves)}
+        return state, {OUT: scored, ALARMS: scored.filter(scored.column(ALARM))}
+
+    def wake_us(self, state: State) -> int | None:
+        """Nothing waits."""
+        return None
+
+    def _settings(self) -> tuple[int, int]:
+        return len(self.values), self.seed
+
+    @property
+    def _empty(self) -> Leaves:
+        return _detector(*self._settings())[1]
+
+    def _score(
+        self,
+        leaves: Leaves,
+        code: npt.NDArray[np.int64],
+        x: npt.NDArray[np.float64],
+        phase: npt.NDArray[np.int32],
+        kind: npt.NDArray[np.int32],
+    ) -> npt.NDArray[np.float32]:
+        """Scores all rows, block by block; brings `leaves` forward in place. Returns (rows, 3)."""
+        from models.anomaly.detector import KEYS, ROWS
+
+        step, empty = _detector(*self._settings())
+        order = np.argsort(code, kind="stable")
+        counts = np.bincount(code)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        given = np.empty((len(code), 3), np.float32)
+        # Series with about as many rows go together, so that few places of a block stay empty.
+        for keys in _blocks(np.argsort(-counts, kind="stable"), KEYS):
+            held = [_padded(leaf[keys], start, KEYS) for leaf, start in zip(leaves, empty, strict=True)]
+            for first in range(0, int(counts[keys].max()), ROWS):
+                block = np.full((ROWS, KEYS, x.shape[1]), np.nan)
+                when = np.zeros((2, ROWS, KEYS), np.int32)
+                taken = []
+                for lane, key in enumerate(keys):
+                    places = order[starts[key] + first : min(starts[key] + first + ROWS, starts[key + 1])]
+                    block[: len(places), lane] = x[places]
+                    when[0, : len(places), lane], when[1, : len(places), lane] = phase[places], kind[places]
+                    taken.append(places)
+                held, scores = step(held, block, when[0], when[1], max(map(len, taken)))
+                for lane, places in enumerate(taken):
+                    given[places] = scores[: len(places), lane]
+            for leaf, new in zip(leaves, held, strict=True):
+                leaf[keys] = new[: len(keys)]
+        return given
+
+
+Step = Callable[[Leaves, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], int], tuple[Leaves, npt.NDArray[np.float32]]]
+
+
+@lru_cache(maxsize=8)
+def _detector(columns: int, seed: int) -> tuple[Step, Leaves]:
+    """The compiled step over lists of arrays, and the state of one series that has seen nothing."""
+    import tensorflow as tf
+
+    from models.anomaly.detector import Detector, DetectorConfig
+
+    detector = Detector(DetectorConfig(columns, seed))
+    shape = detector.empty(1)
+    compiled = detector.compiled()
+
+    def step(
+        leaves: Leaves, x: npt.NDArray[Any], phase: npt.NDArray[Any], kind: npt.NDArray[Any], rows: int
+    ) -> tuple[Leaves, npt.NDArray[np.float32]]:
+        state = tf.nest.pack_sequence_as(shape, [tf.constant(leaf) for leaf in leaves])
+        after, scores = compiled(state, tf.constant(x), tf.constant(phase), tf.constant(kind), tf.constant(rows))
+        return [leaf.numpy() for leaf in tf.nest.flatten(after)], scores.numpy()
+
+    return step, [leaf.numpy() for leaf in tf.nest.flatten(shape)]
+
+
+def _series(rows: pa.Table, by: tuple[str, ...]) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """The names of the series, and for each row the place of its own among them."""
+    columns = [rows.column(name).cast(pa.string()) for name in by or (SOURCE,)]
+    name = columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, _SEPARATOR, null_handling="replace")
+    encoded = pc.fill_null(name, "").combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
+
+
+def _blocks(keys: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.int64]]:
+    for first in range(0, len(keys), size):
+        yield keys[first : first + size]
+
+
+def _padded(leaf: npt.NDArray[Any], empty: npt.NDArray[Any], keys: int) -> npt.NDArray[Any]:
+    return leaf if len(leaf) == keys else np.concatenate([leaf, np.repeat(empty, keys - len(leaf), axis=0)])
+
+
+def _read_states(known: pa.Table | None, names: pa.Array, empty: Leaves) -> Leaves:
+    """The states of these series, leaf by leaf; that of a new one is empty."""
+    leaves = [np.repeat(leaf, len(names), axis=0) for leaf in empty]
+    if known is None:
+        return leaves
+    place = pc.index_in(names, known.column(SERIES)).fill_null(-1).to_numpy()
+    old = place >= 0
+    for number, leaf in enumerate(leaves):
+        if not leaf.size:
+            continue  # as the covariance of a single column
+        column = pa.concat_arrays(known.column(str(number)).chunks)
+        size = leaf[0].size
+        stored = np.frombuffer(column.buffers()[1], leaf.dtype, (column.offset + len(column)) * size)[column.offset * size :]
+        leaf[old] = stored.reshape(len(column), *leaf.shape[1:])[place[old]]
+    return leaves
+
+
+def _written_states(known: pa.Table | None, names: pa.Array, leaves: Leaves) -> pa.Table:
+    """The table of states: series that were there keep their place, new ones come behind."""
+    stored = {str(number): _binary(leaf) for number, leaf in enumerate(leaves) if leaf.size}
+    new = pa.table({SERIES: names, **stored})
+    if known is None:
+        return new
+    place = pc.index_in(known.column(SERIES), names)
+    came = pc.is_in(names, known.column(SERIES))
+    both = pa.concat_tables([known, new])
+    # Where a series had rows, its new state stands in for the old one.
+    stay = np.arange(known.num_rows)
+    took = place.fill_null(-1).to_numpy()
+    stay = np.where(took >= 0, known.num_rows + took, stay)
+    fresh = known.num_rows + np.flatnonzero(~came.to_numpy(zero_copy_only=False))
+    return both.take(pa.array(np.concatenate([stay, fresh]))).combine_chunks()
+
+
+def _binary(leaf: npt.NDArray[Any]) -> pa.Array:
+    """(series, ...) as one fixed-size binary value a series."""
+    return pa.Array.from_buffers(pa.binary(leaf[0].nbytes), len(leaf), [None, pa.py_buffer(np.ascontiguousarray(leaf))])
