@@ -120,8 +120,13 @@ def graph_digest(path: str) -> str:
     """
     saved_model = read_saved_model(path)
     digest = hashlib.sha256()
-    for meta_graph in saved_model.meta_graphs:
-        digest.update(_meta_graph(meta_graph))
+    try:
+        for meta_graph in saved_model.meta_graphs:
+            digest.update(_meta_graph(meta_graph))
+    except RecursionError as error:
+        raise DigestError(
+            f"the functions of {path} call each other too deeply. Save the model with fewer layers of calls."
+        ) from error
     assets = Path(path, "assets")
     for name in sorted(str(file.relative_to(assets)) for file in assets.rglob("*") if file.is_file()):
         with (assets / name).open("rb") as file:

@@ -81,6 +81,14 @@ def _checks(path: str, config: GateConfig, meant: list[str], folder: str, step: 
             step("predicting the holdout")
             yield predict_holdout(model, config, Path(folder, HOLDOUT_FILE))
     except (ModelError, ValueError) as error:
+        if "OOM" in str(error) or "ResourceExhausted" in str(error):
+            yield refused(
+                "memory",
+                f"predicting {what} takes more than the {config.load_memory_bytes:,} bytes that are allowed. Make it "
+                "smaller, or "
+                "raise load_memory_bytes in gate.json.",
+            )
+            return
         yield refused("predict", f"it refuses {what}: {error}. Give every row of the input one row of every output.")
 
 

@@ -41,6 +41,7 @@ from models.signature import Signature
 
 MANIFEST = "manifest.json"
 GATE_REPORT = "gate.json"
+LATEST = ".latest"  # the highest number that was given
 FORMAT = 1
 STALE_S = 24 * 3600  # a folder being written for longer than a day belongs to a process that died
 
@@ -245,7 +246,10 @@ class Registry:
                 storage.copy_tree(saved_model_dir, incoming)
             except ValueError as error:
                 raise RegistryError(f"cannot publish {saved_model_dir}: {error}") from error
-            digests, signature = version_digest(incoming), Signature.from_saved_model(incoming)
+            try:
+                digests, signature = version_digest(incoming), Signature.from_saved_model(incoming)
+            except ValueError as error:
+                raise type(error)(str(error).replace(incoming, saved_model_dir)) from error  # a path that the user knows
             draft = Manifest(model, 0, digests, signature, parent, training, dict(metrics or {}), publication)
             return self._place(incoming, replace(draft, files=_file_digests(incoming)), check)
 
@@ -421,7 +425,9 @@ class Registry:
                     f"publication {draft.publication!r} of {draft.model} has made version {made.version} with digest "
                     f"{made.digests.version[:12]}, and comes again with {draft.digests.version[:12]}. Give it another id."
                 )
-            version = max(self._numbers(draft.model), default=0) + 1
+            # A number is never given twice, even if its folder is gone: the log may still name it.
+            latest = storage.join(folder, LATEST)
+            version = max([_read_number(latest), *self._numbers(draft.model)]) + 1
             while True:
                 manifest = replace(draft, version=version, created=datetime.now(UTC).isoformat(timespec="milliseconds"))
                 storage.write_synced(str(Path(incoming, MANIFEST)), manifest.to_json().encode())
@@ -433,6 +439,7 @@ class Registry:
                 except FileExistsError:  # somebody took the number without the lock, as a copy by hand does
                     version += 1
                     continue
+                storage.write_text_atomically(latest, f"{version}\n")
                 self._manifests[draft.model, version] = manifest
                 return manifest
 
@@ -446,6 +453,13 @@ def _local_copy(path: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="midstream-") as local:
         storage.copy_tree(path, local)
         yield local
+
+
+def _read_number(file: str) -> int:
+    try:
+        return int(storage.read_text(file))
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _file_digests(path: str) -> dict[str, str]:

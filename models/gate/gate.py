@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,13 @@ def _compared(config: GateConfig, ours: str, theirs: str) -> CheckResult:
 
 
 def publish_checked(
-    registry: Registry, model: str, saved_model: str, config: GateConfig, live: int | None, **publication: Any
+    registry: Registry,
+    model: str,
+    saved_model: str,
+    config: GateConfig,
+    live: int | None,
+    run: Runner = run_isolated,
+    **publication: Any,
 ) -> tuple[Manifest, GateReport]:
     """Publishes a SavedModel as a candidate, if the gate lets it pass.
 
@@ -101,6 +108,7 @@ def publish_checked(
         saved_model: the SavedModel's folder.
         config: what is asked.
         live: the version that is live, to compare with; None for a model's first version.
+        run: see `check_candidate`.
         publication: see `Registry.publish`.
 
     Raises:
@@ -108,7 +116,7 @@ def publish_checked(
         DigestError, SignatureError, RegistryError, OSError: see `Registry.publish`.
     """
     reports: list[GateReport] = []
-    check = _check(registry, model, saved_model, config, live, reports)
+    check = _check(registry, model, saved_model, config, live, reports, run)
     return registry.publish(model, saved_model, check=check, **publication), reports[0]
 
 
@@ -121,7 +129,7 @@ def check_copy(registry: Registry, model: str, saved_model: str, config: GateCon
     return reports[0]
 
 
-def check_published(registry: Registry, model: str, version: int, config: GateConfig) -> GateReport:
+def check_published(registry: Registry, model: str, version: int, config: GateConfig, run: Runner = run_isolated) -> GateReport:
     """What the gate says of a version that is in the registry already, put there by another way.
 
     Raises:
@@ -134,14 +142,20 @@ def check_published(registry: Registry, model: str, version: int, config: GateCo
         raise GateRefused(what, GateReport((first,)))
     registry.trusted(model, version, graph=True)
     manifest = registry.verify(model, version)
-    report = check_candidate(path, config, manifest.signature)
+    report = check_candidate(path, config, manifest.signature, run=run)
     if not report.passed:
         raise GateRefused(what, report)
     return report
 
 
 def _check(
-    registry: Registry, model: str, saved_model: str, config: GateConfig, live: int | None, reports: list[GateReport]
+    registry: Registry,
+    model: str,
+    saved_model: str,
+    config: GateConfig,
+    live: int | None,
+    reports: list[GateReport],
+    run: Runner = run_isolated,
 ) -> Check:
     if not (first := files.check_files(saved_model, config)).passed:
         raise GateRefused(saved_model, GateReport((first,)))  # before anything is copied
@@ -149,9 +163,10 @@ def _check(
     live_path = registry.path(model, live) if live is not None else None
 
     def check(incoming: str, draft: Manifest) -> str:
-        report = check_candidate(incoming, config, draft.signature, contract, live_path)
+        report = check_candidate(incoming, config, draft.signature, contract, live_path, run)
         if not report.passed:
-            raise GateRefused(saved_model, report)
+            known = (replace(found, said=found.said.replace(incoming, saved_model)) for found in report.checks)
+            raise GateRefused(saved_model, GateReport(tuple(known)))
         reports.append(report)
         return report.to_json()
 
