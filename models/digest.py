@@ -253,16 +253,26 @@ class _Functions:
         canonical = type(function)()
         canonical.CopyFrom(function)
         signature = canonical.signature
-        names = [node.name for node in function.node_def] + [arg.name for arg in signature.input_arg]
+        # Arguments and results are known by their places: a captured one may have a number of this process for a name.
+        places = {arg.name: f"argument#{place}" for place, arg in enumerate(signature.input_arg)}
+        results = {arg.name: f"result#{place}" for place, arg in enumerate(signature.output_arg)}
+        names = [node.name for node in function.node_def]
         # Should two names become one, the wiring would be lost: such a function keeps its names.
-        rename = self.text if len({self.text(name) for name in names}) == len(set(names)) else str
+        by_text = self.text if len({self.text(name) for name in names}) == len(set(names)) else str
+
+        def rename(text: str) -> str:
+            head, colon, tail = text.partition(":")
+            return places[head] + colon + tail if head in places else by_text(text)
+
         signature.name = ""
-        for arg in (*signature.input_arg, *signature.output_arg):
-            arg.name = rename(arg.name)
+        for arg in signature.input_arg:
+            arg.name = places[arg.name]
+        for arg in signature.output_arg:
+            arg.name = results[arg.name]
         nodes = self.nodes(canonical.node_def, rename)
         canonical.ClearField("node_def")
         for outputs in (canonical.ret, canonical.control_ret):
-            renamed = {rename(name): rename(value) for name, value in outputs.items()}
+            renamed = {results.get(name) or rename(name): rename(value) for name, value in outputs.items()}
             outputs.clear()
             outputs.update(renamed)
         signature.control_output[:] = [rename(name) for name in signature.control_output]

@@ -56,6 +56,15 @@ class LearningModel:
         """The columns that `learn` wants, the label among them."""
         return tuple(self._inputs)
 
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """The whole state, by checkpoint key."""
+        return {key: entry for key, entry in self._entries.items() if isinstance(entry, tf.Variable)}
+
+    def signature(self, name: str) -> Any:
+        """Another signature of the SavedModel, as it stands after what was learnt."""
+        return self._root.signatures[name]
+
     def learn(self, batch: pa.RecordBatch) -> dict[str, float]:
         """Learns from the rows of a batch, in their order.
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from models.learners.cluster_state import DIED, MERGED, SPLIT, TINY, ClusterState, join, separations
+from models.learners.cluster_state import DIED, MERGED, SPLIT, TINY, ClusterState, join, pairs, separations
 
 GONE_ROWS = 12.0
 HARDLY = 0.2  # of the expected rows; noise still falls where a cluster was
@@ -38,10 +38,16 @@ AXIS_KEPT = 0.5
 LEAST_VARIANCE = 0.3  # of a part, as a share of what the cluster had
 
 
-def deaths(state: ClusterState, dying: tf.Tensor) -> None:
-    """Frees the slots of clusters that are gone (slots,) bool."""
+def dying(state: ClusterState) -> tf.Tensor:
+    """Which clusters are gone (slots,) bool."""
+    return state.alive & ((state.missed > GONE_ROWS) | (state.weight < LEAST_WEIGHT))
+
+
+def deaths(state: ClusterState) -> None:
+    """Frees the slots of clusters that are gone."""
+    gone = dying(state)
     apart = separations(state.mean, state.variance, state.alive)
-    apart = tf.where(dying[None], tf.constant(float("inf"), tf.float64), apart)
+    apart = tf.where(gone[None], tf.constant(float("inf"), tf.float64), apart)
 
     def one(slot: tf.Tensor) -> tf.Tensor:
         other, mine = tf.argmin(apart[slot]), state.id[slot]
@@ -53,23 +59,34 @@ def deaths(state: ClusterState, dying: tf.Tensor) -> None:
         state.note(kind, tf.where(merged, kept, mine), tf.where(merged, lost, mine))
         return slot
 
-    _each(tf.where(dying)[:, 0], one)
-    state.clear(dying)
+    _each(tf.where(gone)[:, 0], one)
+    state.clear(gone)
+
+
+def count_close(state: ClusterState) -> None:
+    """Counts for how many blocks pairs of clusters have stood so close that they may be one."""
+    near, _ = _near(state)
+    state.close.assign(tf.where(near, state.close + 1.0, tf.zeros_like(state.close)))
+
+
+def _near(state: ClusterState) -> tuple[tf.Tensor, tf.Tensor]:
+    apart = separations(state.mean, state.variance, state.alive)
+    passing = pairs(1.0 / state.variance, state.velocity)
+    moving = passing + tf.transpose(passing) > 2.0 * CROSSING_SPEED**2
+    younger = tf.minimum(state.age[:, None], state.age)
+    return (apart < ONE_HEAP) & (~moving | (younger <= SETTLED_BLOCKS)), apart
 
 
 def mergeable(state: ClusterState) -> tuple[tf.Tensor, tf.Tensor]:
-    """Counts how long pairs have been close; gives which may merge now (slots, slots), and how far apart all are."""
-    apart = separations(state.mean, state.variance, state.alive)
-    deviation = tf.sqrt(0.5 * (state.variance[:, None] + state.variance[None]))
-    moving = tf.norm((state.velocity[:, None] - state.velocity[None]) / deviation, axis=2) > CROSSING_SPEED
-    younger = tf.minimum(state.age[:, None], state.age[None])
-    near = (apart < ONE_HEAP) & (~moving | (younger <= SETTLED_BLOCKS))
-    state.close.assign(tf.where(near, state.close + 1.0, tf.zeros_like(state.close)))
+    """Which pairs are one cluster by now (slots, slots), and how far apart all are."""
+    near, apart = _near(state)
+    younger = tf.minimum(state.age[:, None], state.age)
     return near & ((state.close >= CLOSE_BLOCKS) | (younger <= YOUNG_BLOCKS)), apart
 
 
-def merges(state: ClusterState, ready: tf.Tensor, apart: tf.Tensor) -> None:
+def merges(state: ClusterState) -> None:
     """Merges pairs, the closest first, each cluster at most once a block."""
+    ready, apart = mergeable(state)
     slots = state.slots
 
     def more(ready: tf.Tensor) -> tf.Tensor:
@@ -139,10 +156,10 @@ def split_ready(state: ClusterState) -> tf.Tensor:
     return state.alive & enough & (apart > TWO_HEAPS) & (state.age > YOUNG_BLOCKS)
 
 
-def splits(state: ClusterState, ready: tf.Tensor) -> None:
-    """Splits clusters (slots,) bool, as far as there are free slots."""
+def splits(state: ClusterState) -> None:
+    """Splits clusters that are two heaps, as far as there are free slots."""
     free = tf.where(~state.alive)[:, 0]
-    chosen = tf.where(ready)[:, 0][: tf.size(free)]
+    chosen = tf.where(split_ready(state))[:, 0][: tf.size(free)]
     pairs = tf.stack([chosen, free[: tf.size(chosen)]], axis=1)
 
     def one(pair: tf.Tensor) -> tf.Tensor:

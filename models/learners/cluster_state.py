@@ -159,16 +159,22 @@ def moments(share: tf.Tensor, wide: tf.Tensor, width: int) -> tuple[tf.Tensor, t
     return count, each[:, width : 2 * width], each[:, :width]
 
 
+def pairs(weights: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
+    """Sum over the columns j of w_aj (p_aj - p_bj)^2 for each pair (a, b): (slots, slots)."""
+    weighted = weights * points
+    own = tf.reduce_sum(weighted * points, axis=1, keepdims=True)
+    cross = tf.matmul(weighted, points, transpose_b=True)
+    return tf.maximum(own - 2.0 * cross + tf.matmul(weights, points * points, transpose_b=True), 0.0)
+
+
 def separations(mean: tf.Tensor, variance: tf.Tensor, usable: tf.Tensor) -> tf.Tensor:
     """Distances between means, in standard deviations along the line that joins them: (slots, slots), inf where not usable."""
-    apart = mean[:, None] - mean[None]
-    squared = apart * apart
-    distance = tf.reduce_sum(squared, axis=2)
+    squared = pairs(tf.ones_like(mean), mean)
     # Along the line: sum of u_j^2 v_j over the columns j, with u the unit vector.
-    along = tf.sqrt(tf.einsum("abj,aj->ab", squared, variance) / tf.maximum(distance, TINY))
+    along = tf.sqrt(pairs(variance, mean) / tf.maximum(squared, TINY))
     mine = 0.5 * (along + tf.transpose(along))
-    both = usable[:, None] & usable[None] & ~tf.eye(tf.shape(mean)[0], dtype=tf.bool)
-    return tf.where(both, tf.sqrt(distance) / tf.maximum(mine, TINY), tf.constant(float("inf"), tf.float64))
+    both = usable[:, None] & usable & ~tf.eye(tf.shape(mean)[0], dtype=tf.bool)
+    return tf.where(both, tf.sqrt(squared) / tf.maximum(mine, TINY), tf.constant(float("inf"), tf.float64))
 
 
 def join(

@@ -16,7 +16,10 @@ from models.serving import ModelCache, ModelError
 from models.signature import Signature
 
 FEATURES = ("price", "unit price", "Class")
-SMALL = {"mlp_classifier": {"hidden": (16,), "steps": 2}, "clusters": {"max_clusters": 12}}  # so that the tests are quick
+SMALL = {
+    "mlp_classifier": {"hidden": (16,), "steps": 2},
+    "clusters": {"max_clusters": 12, "compiled": False},
+}  # so that the tests are quick
 DRAWS_NOTHING = {"clusters"}  # a seed makes no difference
 MODULES = [importlib.import_module(f"models.learners.{found.name}") for found in pkgutil.iter_modules(models.learners.__path__)]
 LEARNERS = {module.__name__.rpartition(".")[2]: module.LEARNER for module in MODULES if hasattr(module, "LEARNER")}
