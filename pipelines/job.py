@@ -230,7 +230,7 @@ class LabelsSection(Section):
 class LearnerSection(Section):
     """How the model learns: an algorithm of `models.learners`.
 
-    One that learns without labels takes every numeric column if `features` is left out.
+    It takes every numeric column if `features` is left out, but for those that are kept or name a record.
     """
 
     algorithm: Algorithm = "mlp_classifier"

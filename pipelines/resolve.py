@@ -211,13 +211,12 @@ def _first_version(job: JobSpec, features: pa.Schema) -> int:
 
 
 def _with_features(job: JobSpec, columns: pa.Schema) -> LearnerSection:
-    """The learner's section with its features: as given, or, where there are no labels, every numeric column."""
+    """The learner's section with its features: as given, or every numeric column."""
     assert job.learner is not None
     if job.learner.features:
         return job.learner
-    if job.labels is not None:
-        raise JobError("learner: no `features` are given; name the columns to learn from")
-    own = [f for f in columns if f.name not in (*RESERVED, *job.keep) and f.name != job.source.time.column]
+    on = job.labels.on if job.labels else ()  # they name a record, and say nothing of it
+    own = [f for f in columns if f.name not in (*RESERVED, *job.keep, *on) and f.name != job.source.time.column]
     numeric = tuple(f.name for f in own if pa.types.is_integer(f.type) or pa.types.is_floating(f.type))
     if not numeric:
         raise JobError(f"learner: there is no numeric column to learn from; there are {', '.join(f.name for f in own)}")

@@ -22,6 +22,7 @@ NEEDED = {
     "serve-kafka": {"bootstrap": "localhost:9092", "topic": "orders", "registry": "models", "model": "price"},
     "electricity": {},
     "cluster": {"input": "in.csv"},
+    "select-features": {"input": "in.csv", "label": "y"},
     "detect-anomalies": {"input": "in"},
 }
 JOB = {

@@ -18,6 +18,7 @@ from models.signature import Signature
 FEATURES = ("price", "unit price", "Class")
 SMALL = {
     "mlp_classifier": {"hidden": (16,), "steps": 2},
+    "feature_selector": {"hidden": (16,), "steps": 2},
     "clusters": {"max_clusters": 12, "compiled": False},
 }  # so that the tests are quick
 DRAWS_NOTHING = {"clusters"}  # a seed makes no difference
