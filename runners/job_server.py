@@ -5,12 +5,15 @@ A job server takes graphs over gRPC and runs them. One is kept alive over many j
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from runners import engines
 from runners.engines import LOGGING, OPENS, jars, java, prism
 from runners.processes import Process, Supervisor
 
+_ASKS_ITS_LOADER = re.compile(r"/beam-runners-flink[^/]*$|/flink-(?!shaded|rpc)[^/]*$")
 HEAP_MIB = {"flink": 1024, "spark": 1536}
 
 
@@ -30,6 +33,7 @@ class JobServer:
         parallelism: int = 1,
         master: str | None = None,
         options: Sequence[str] = (),
+        preinstalled: bool = False,
         folder: Path | None = None,
     ) -> None:
         """Starts it, and waits until it answers.
@@ -40,6 +44,7 @@ class JobServer:
             parallelism: of an engine in the same process.
             master: of a cluster: host:port for Flink, spark://host:port for Spark; None runs the engine in the same process.
             options: more options of `java` (Spark's settings are such: -Dspark.executor.memory=1g).
+            preinstalled: whether a Flink cluster has Beam's jars on its class path, so that no job need bring them.
             folder: for log and artifacts; None takes a scratch folder.
 
         Raises:
@@ -49,7 +54,7 @@ class JobServer:
         self.folder = folder or supervisor.folder(engine)
         self.process: Process = supervisor.start(
             f"{engine}-job-server",
-            self._command(engine, parallelism, master, options),
+            self._command(engine, parallelism, master, options, preinstalled),
             log_folder=self.folder,
             ready=r'Serving JobManagement"? endpoint=(\S+)' if engine == "prism" else r"JobService started on (\S+)",
             # Spark names this machine by what the resolver says, which need not lead back to it.
@@ -61,7 +66,9 @@ class JobServer:
         """Ends it."""
         self._supervisor.end(self.process)
 
-    def _command(self, engine: str, parallelism: int, master: str | None, options: Sequence[str]) -> list[str]:
+    def _command(
+        self, engine: str, parallelism: int, master: str | None, options: Sequence[str], preinstalled: bool
+    ) -> list[str]:
         if engine == "prism":
             return [prism(), "--job_port=0", "--serve_http=false", "--log_kind=text", "--log_level=info"]
         common = ["--job-host=localhost", "--job-port=0", "--artifact-port=0", "--expansion-port=0"]
@@ -69,9 +76,16 @@ class JobServer:
         base = [java(), f"-Xmx{HEAP_MIB[engine]}m", f"-Djava.io.tmpdir={self.folder}", *OPENS, *LOGGING, *options]
         if engine == "flink":
             program = "org.apache.beam.runners.flink.FlinkJobServerDriver"
-            return [*base, "-cp", jars("flink"), program, *common, f"--flink-master={master or '[local]'}"]
+            paths = ["-cp", jars("flink")]
+            if preinstalled:
+                # Beam uploads with each job what is on the class path, and not what is on the boot class path. Flink's own
+                # classes and those of Beam's runner ask for their class loader, which has to be there.
+                every = sorted(map(str, engines.folder("flink").glob("*.jar")))
+                own = [jar for jar in every if _ASKS_ITS_LOADER.search(jar)]
+                paths = [f"-Xbootclasspath/a:{':'.join(jar for jar in every if jar not in own)}", "-cp", ":".join(own)]
+            return [*base, *paths, program, *common, f"--flink-master={master or '[local]'}"]
         program = "org.apache.beam.runners.spark.SparkJobServerDriver"
-        base += ["-Dspark.ui.enabled=false", f"-Dspark.local.dir={self.folder}"]
+        base += ["-Dbeam.spark.test.reuseSparkContext=true", "-Dspark.ui.enabled=false", f"-Dspark.local.dir={self.folder}"]
         return [
             *base,
             "-cp",

@@ -45,6 +45,8 @@ class PortableGraph:
         options: Mapping[str, Any] | None = None,
         flags: Sequence[str] = (),
         environment: str | None = None,
+        java_options: Sequence[str] = (),
+        preinstalled: bool = False,
     ) -> None:
         """Builds the graph; the engine is started by the first run.
 
@@ -56,10 +58,13 @@ class PortableGraph:
             options: more pipeline options.
             flags: the same as on a command line, for those that only the engine knows.
             environment: host:port of a worker pool; None works in this process.
+            java_options: more options for the job server's `java`.
+            preinstalled: whether a Flink cluster has Beam's jars itself.
         """
         if engine not in ENGINES:
             raise ValueError(f"expected one of {', '.join(ENGINES)}, got {engine!r}")
         self._engine, self._parallelism, self._master = engine, parallelism, master
+        self._java_options, self._preinstalled = java_options, preinstalled
         self._supervisor = Supervisor()
         self._workers = LoopbackWorkers() if environment is None else None
         self._options = PipelineOptions(list(flags), parallelism=parallelism, **(options or {}))
@@ -121,7 +126,14 @@ class PortableGraph:
             self._forget_server()
         if self._server is None:
             _log.info("starting %s", self._engine)
-            self._server = JobServer(self._supervisor, self._engine, parallelism=self._parallelism, master=self._master)
+            self._server = JobServer(
+                self._supervisor,
+                self._engine,
+                parallelism=self._parallelism,
+                master=self._master,
+                options=self._java_options,
+                preinstalled=self._preinstalled,
+            )
             self._jobs = 0
             self._channel = grpc.insecure_channel(self._server.endpoint, options=[("grpc.max_receive_message_length", -1)])
             stub = beam_job_api_pb2_grpc.JobServiceStub(self._channel)
