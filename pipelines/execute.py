@@ -91,7 +91,7 @@ class Execution:
         self._notices: list[str] = []
         self._run_file = str(self._output / "checkpoint" / "run.json")
         self._published: Published | None = None
-        where = job.run.model_dump(include={"runner", "parallelism", "master", "workers"})
+        where = job.run.model_dump(include={"runner", "parallelism", "master", "workers", "preinstalled"})
         self._graph = open_graph(lambda pipeline: build(Bounded(pipeline, self._run_file), self.resolved), **where)
 
     def run(self) -> Outcome:

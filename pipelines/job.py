@@ -258,8 +258,9 @@ class ModelSection(Section):
 class RunSection(Section):
     """How a stream is cut, when a micro-batch begins, and what runs it. None of it changes a prediction.
 
-    `master` and `workers` are those of a cluster: where it takes jobs, and where it finds Python workers. A continuous job
-    looks at rows that wait in its steps at multiples of `tick` in event time, and takes a checkpoint every `checkpoint_every`.
+    `master` and `workers` are those of a cluster: where it takes jobs, and where it finds Python workers; `preinstalled` says
+    that it has Beam's jars itself. A continuous job looks at rows that wait in its steps at multiples of `tick` in event time,
+    and takes a checkpoint every `checkpoint_every`.
     """
 
     mode: Literal["micro-batch", "batch", "continuous"] = "micro-batch"
@@ -273,6 +274,7 @@ class RunSection(Section):
     parallelism: int = Field(default=1, ge=1)
     master: str | None = None
     workers: str | None = None
+    preinstalled: bool = False
 
 
 class JobSpec(Section):

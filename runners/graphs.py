@@ -29,6 +29,7 @@ def open_graph(
     parallelism: int = 1,
     master: str | None = None,
     workers: str | None = None,
+    preinstalled: bool = False,
 ) -> Graph:
     """Builds a graph for a runner.
 
@@ -38,7 +39,8 @@ def open_graph(
         parallelism: how many tasks may run side by side; the direct runner has one.
         master: of a cluster of Flink or Spark; None runs the engine on this machine, for as long as the graph is open.
         workers: host:port of a pool of Python workers; None works in this process.
+        preinstalled: the cluster has Beam's jars itself, or reads them by their path here: they are not sent with each job.
     """
     if runner == "direct":
         return DirectGraph(build)
-    return PortableGraph(build, runner, parallelism=parallelism, master=master, environment=workers)
+    return PortableGraph(build, runner, parallelism=parallelism, master=master, environment=workers, preinstalled=preinstalled)

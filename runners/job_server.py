@@ -17,6 +17,20 @@ _ASKS_ITS_LOADER = re.compile(r"/beam-runners-flink[^/]*$|/flink-(?!shaded|rpc)[
 HEAP_MIB = {"flink": 1024, "spark": 1536}
 
 
+def _is_here(master: str | None) -> bool:
+    return master is None or "//127.0.0.1" in master or "//localhost" in master
+
+
+def executor_options(memory_mib: int = 1024) -> list[str]:
+    """Options of the job server's `java` by which Spark's executors find Beam's jars, by their path."""
+    settings = {
+        "spark.executor.memory": f"{memory_mib}m",
+        "spark.executor.extraClassPath": jars("spark"),
+        "spark.executor.extraJavaOptions": " ".join([*OPENS, *LOGGING]),
+    }
+    return [f"-D{name}={value}" for name, value in settings.items()]
+
+
 class JobServer:
     """A running job server.
 
@@ -44,7 +58,7 @@ class JobServer:
             parallelism: of an engine in the same process.
             master: of a cluster: host:port for Flink, spark://host:port for Spark; None runs the engine in the same process.
             options: more options of `java` (Spark's settings are such: -Dspark.executor.memory=1g).
-            preinstalled: whether a Flink cluster has Beam's jars on its class path, so that no job need bring them.
+            preinstalled: the cluster has Beam's jars on its class path, or reads them by their path here.
             folder: for log and artifacts; None takes a scratch folder.
 
         Raises:
@@ -58,7 +72,7 @@ class JobServer:
             log_folder=self.folder,
             ready=r'Serving JobManagement"? endpoint=(\S+)' if engine == "prism" else r"JobService started on (\S+)",
             # Spark names this machine by what the resolver says, which need not lead back to it.
-            env={"SPARK_LOCAL_IP": "127.0.0.1"} if engine == "spark" and master is None else None,
+            env={"SPARK_LOCAL_IP": "127.0.0.1"} if engine == "spark" and _is_here(master) else None,
         )
         self.endpoint = self.process.wait_until_ready()[1].strip('"')
 
@@ -85,6 +99,8 @@ class JobServer:
                 paths = [f"-Xbootclasspath/a:{':'.join(jar for jar in every if jar not in own)}", "-cp", ":".join(own)]
             return [*base, *paths, program, *common, f"--flink-master={master or '[local]'}"]
         program = "org.apache.beam.runners.spark.SparkJobServerDriver"
+        if preinstalled:
+            base += executor_options()
         base += ["-Dbeam.spark.test.reuseSparkContext=true", "-Dspark.ui.enabled=false", f"-Dspark.local.dir={self.folder}"]
         return [
             *base,

@@ -95,18 +95,6 @@ class SparkCluster:
         return {"SPARK_HOME": str(home), "SPARK_SCALA_VERSION": "2.12", "SPARK_LOCAL_IP": _HOST}
 
 
-def executor_options(memory_mib: int = 1024) -> list[str]:
-    """Options of the job server's `java` for a cluster on this machine: Beam's jars reach executors by their path."""
-    settings = {
-        "spark.driver.host": _HOST,
-        "spark.driver.bindAddress": _HOST,
-        "spark.executor.memory": f"{memory_mib}m",
-        "spark.executor.extraClassPath": jars("spark"),
-        "spark.executor.extraJavaOptions": " ".join([*OPENS, *LOGGING]),
-    }
-    return [f"-D{name}={value}" for name, value in settings.items()]
-
-
 @contextmanager
 def spark_cluster(folder: Path | None = None, *, cores: int = 2, memory_mib: int = 2048) -> Iterator[SparkCluster]:
     """A cluster for the length of a block; arguments as those of `SparkCluster`, the folder a scratch folder if None."""

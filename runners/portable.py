@@ -7,7 +7,7 @@ stays alive between the runs, and the worker is this process, so that models sta
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -17,7 +17,7 @@ from apache_beam.portability.api import beam_job_api_pb2_grpc, beam_runner_api_p
 from apache_beam.runners.portability.portable_runner import JobServiceHandle, PipelineResult, PortableRunner
 from apache_beam.transforms.environments import ExternalEnvironment
 
-from runners.engines import EngineError
+from runners.engines import EngineError, folder
 from runners.job_server import JobServer
 from runners.loopback import LoopbackWorkers
 from runners.processes import Supervisor
@@ -45,7 +45,6 @@ class PortableGraph:
         options: Mapping[str, Any] | None = None,
         flags: Sequence[str] = (),
         environment: str | None = None,
-        java_options: Sequence[str] = (),
         preinstalled: bool = False,
     ) -> None:
         """Builds the graph; the engine is started by the first run.
@@ -58,16 +57,19 @@ class PortableGraph:
             options: more pipeline options.
             flags: the same as on a command line, for those that only the engine knows.
             environment: host:port of a worker pool; None works in this process.
-            java_options: more options for the job server's `java`.
-            preinstalled: whether a Flink cluster has Beam's jars itself.
+            preinstalled: the cluster has Beam's jars itself, or reads them by their path here: they are not sent with each job.
         """
         if engine not in ENGINES:
             raise ValueError(f"expected one of {', '.join(ENGINES)}, got {engine!r}")
         self._engine, self._parallelism, self._master = engine, parallelism, master
-        self._java_options, self._preinstalled = java_options, preinstalled
+        self._preinstalled = preinstalled
         self._supervisor = Supervisor()
         self._workers = LoopbackWorkers() if environment is None else None
-        self._options = PipelineOptions(list(flags), parallelism=parallelism, **(options or {}))
+        given = {"parallelism": parallelism, **(options or {})}
+        if preinstalled and engine == "spark":
+            # Spark sends what this names, and everything that its driver has on its class path if nothing is named.
+            given["files_to_stage"] = [str(next(folder("spark").glob("beam-runners-spark*.jar")))]
+        self._options = PipelineOptions(list(flags), **given)
         pipeline = beam.Pipeline(runner=PortableRunner(), options=self._options)
         build(pipeline)
         place = environment if self._workers is None else self._workers.address
@@ -131,7 +133,6 @@ class PortableGraph:
                 self._engine,
                 parallelism=self._parallelism,
                 master=self._master,
-                options=self._java_options,
                 preinstalled=self._preinstalled,
             )
             self._jobs = 0

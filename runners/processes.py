@@ -36,7 +36,10 @@ START_S = 90.0  # an engine that has not answered by then will not; on two busy 
 _TAIL_LINES = 25
 _ERROR = re.compile(r"\b(ERROR|FATAL|SEVERE)\b|^Exception in thread")
 # What engines say as an error at every start or stop, and nobody can do anything about.
-_NOISE = re.compile(r"SerializingExecutor|DefaultJobBundleFactory|log4j:|SLF4J|StatusLogger|Failed to shut ?down|Shutting down")
+_NOISE = re.compile(
+    r"RECEIVED SIGNAL|Clean up app dir|listener notification task|Failed to add|"
+    r"SerializingExecutor|DefaultJobBundleFactory|log4j:|SLF4J|StatusLogger|Failed to shut ?down|Shutting down"
+)
 
 
 class Process:

@@ -9,7 +9,7 @@ import pytest
 from pipelines.execute import counters
 from runners import guard
 from runners.local_flink import flink_cluster, rest
-from runners.local_spark import executor_options, spark_cluster
+from runners.local_spark import spark_cluster
 from runners.portable import PortableGraph
 from tests.runners.test_portable import _sums
 
@@ -25,8 +25,7 @@ def _cluster(engine: str) -> Iterator[tuple[PortableGraph, list[int], Path]]:
             parallelism=2,
             master=cluster.master,
             environment=cluster.workers,
-            java_options=executor_options() if engine == "spark" else (),
-            preinstalled=engine == "flink",
+            preinstalled=True,
         )
         try:
             if engine == "flink":
