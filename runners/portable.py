@@ -7,7 +7,7 @@ stays alive between the runs, and the worker is this process, so that models sta
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -23,6 +23,7 @@ from runners.loopback import LoopbackWorkers
 from runners.processes import Supervisor
 
 ENGINES = ("prism", "flink", "spark")
+_WORKER_LIFE_MS = 10_000
 _log = logging.getLogger("midstream.engines")
 # Workers say this when the engine hangs up at the end of each job.
 # Options that only the engine knows are no mistake.
@@ -66,6 +67,9 @@ class PortableGraph:
         self._supervisor = Supervisor()
         self._workers = LoopbackWorkers() if environment is None else None
         given = {"parallelism": parallelism, **(options or {})}
+        if environment is not None:
+            # A worker is a process, which takes seconds to start: let it live from one step of the job to the next.
+            given["environment_cache_millis"] = _WORKER_LIFE_MS
         if preinstalled and engine == "spark":
             # Spark sends what this names, and everything that its driver has on its class path if nothing is named.
             given["files_to_stage"] = [str(next(folder("spark").glob("beam-runners-spark*.jar")))]
