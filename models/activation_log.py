@@ -13,17 +13,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from models import storage
-from models.activations import FORMAT, Activation, Entry, Kind, Seal, from_json, live_stack, time_text, to_json
+from models.activations import (
+    FORMAT,
+    Activation,
+    Entry,
+    Kind,
+    Pause,
+    Seal,
+    from_json,
+    live_stack,
+    share_fault,
+    time_text,
+    to_json,
+)
 from models.registry import Registry, UnknownVersion
-from models.timeline import MAX_TIME_US, MIN_TIME_US, Timeline
+from models.timeline import MAX_TIME_US, MIN_TIME_US, TRIALS, Timeline
 
 DEFAULT_GRID_US = 1_000_000
 
-NewEntry = TypeVar("NewEntry", Activation, Seal)
+NewEntry = TypeVar("NewEntry", Activation, Seal, Pause)
 _ENTRY = re.compile(r"(\d{12})\.json")
 
 
@@ -33,6 +46,10 @@ class LogError(ValueError):
 
 class ActivationInPast(LogError):
     """An activation from before a time that a job has begun to serve."""
+
+
+class Paused(LogError):
+    """A job wanted to decide something while decisions by jobs are paused."""
 
 
 class NothingToRollBack(LogError):
@@ -66,11 +83,27 @@ class _View(NamedTuple):
     def activations(self) -> Iterator[Activation]:
         return (entry for entry in self.entries if isinstance(entry, Activation))
 
-    def live_at(self, time_us: int) -> Activation | None:
-        """The activation that governs a moment."""
+    def governing(self, time_us: int) -> Activation | None:
+        """The entry that governs a moment: an activation or a trial."""
         place = int(self.timeline.effective_from_us.searchsorted(time_us, side="right")) - 1
+        return self._entry(place)
+
+    def live_at(self, time_us: int) -> Activation | None:
+        """The activation that made live what is live at a moment, whatever is on trial beside."""
+        place = int(self.timeline.effective_from_us.searchsorted(time_us, side="right")) - 1
+        while place >= 0 and self.timeline.challenger[place]:
+            place -= 1
+        return self._entry(place)
+
+    def _entry(self, place: int) -> Activation | None:
         entry = self.entries[int(self.timeline.sequence[place]) - 1] if place >= 0 else None
         return entry if isinstance(entry, Activation) else None
+
+    @property
+    def paused(self) -> Pause | None:
+        """The pause that is on."""
+        last = next((entry for entry in reversed(self.entries) if isinstance(entry, Pause)), None)
+        return last if last is not None and last.paused else None
 
 
 class ActivationLog:
@@ -124,6 +157,9 @@ class ActivationLog:
         reason: str,
         kind: Kind = "activate",
         not_before_us: int | None = None,
+        share: float | None = None,
+        automatic: bool = False,
+        evidence: Mapping[str, Any] | None = None,
     ) -> Activation:
         """Makes a version live from a boundary of the refresh grid on.
 
@@ -136,8 +172,11 @@ class ActivationLog:
                 the furthest seal ends, or from the beginning of time where nothing was served yet.
             by: who.
             reason: for people and for reports.
-            kind: whether this goes back to a version.
+            kind: `canary` and `shadow` set the version beside the live one; the others make it live.
             not_before_us: the earliest boundary wanted where `effective_from_us` is None.
+            share: of the keys, for a canary.
+            automatic: a job decides this, which a pause forbids.
+            evidence: what an automatic decision rests on.
 
         Returns:
             The entry, new or there before.
@@ -145,16 +184,58 @@ class ActivationLog:
         Raises:
             UnknownVersion: it was not published.
             ActivationInPast: another job has begun to serve a time from which this would be effective.
+            Paused: `automatic`, and decisions by jobs are paused.
+            LogError: a trial of the live version, or a share that cannot be.
             LogCorrupt, OSError: see `entries` and `models.storage`.
         """
-        return self._append(self._activation(version, effective_from_us, by, reason, kind, not_before_us))
+        share = share if share is not None else 0.0 if kind in TRIALS else 1.0
+        if fault := share_fault(kind, share):
+            raise LogError(fault)
+        new = Activation(0, self.model, int(version), 0, reason, by, "", kind, float(share), evidence)
+        return self._append(self._activation(new, effective_from_us, not_before_us, automatic))
 
-    def preview(self, version: int, effective_from_us: int | None = None, *, by: str, reason: str) -> Activation:
+    def preview(
+        self,
+        version: int,
+        effective_from_us: int | None = None,
+        *,
+        by: str,
+        reason: str,
+        kind: Kind = "activate",
+        share: float = 1.0,
+    ) -> Activation:
         """The entry that `activate` would append now, or refuses as `activate` would; nothing is written."""
-        return self._activation(version, effective_from_us, by, reason, "activate", None)(self._refreshed())
+        if fault := share_fault(kind, share):
+            raise LogError(fault)
+        new = Activation(0, self.model, int(version), 0, reason, by, "", kind, share)
+        return self._activation(new, effective_from_us, None, False)(self._refreshed())
+
+    def pause(self, paused: bool, *, by: str, reason: str) -> Pause:
+        """Forbids jobs to decide what is live, or lets them again; people may in any case.
+
+        Returns:
+            The entry, new or there before.
+        """
+
+        def draft(view: _View) -> Pause:
+            _check_name(by)
+            last = next((entry for entry in reversed(view.entries) if isinstance(entry, Pause)), None)
+            if last is not None and last.paused == paused:
+                return last
+            return Pause(len(view.entries) + 1, paused, reason, by, _now())
+
+        return self._append(draft)
+
+    def paused(self) -> Pause | None:
+        """The pause that is on, if one is."""
+        return self._refreshed().paused
+
+    def live(self, time_us: int) -> Activation | None:
+        """The activation that made live what is live at a moment."""
+        return self._refreshed().live_at(time_us)
 
     def _activation(
-        self, version: int, effective_from_us: int | None, by: str, reason: str, kind: Kind, not_before_us: int | None
+        self, new: Activation, effective_from_us: int | None, not_before_us: int | None, automatic: bool
     ) -> Callable[[_View], Activation]:
         if effective_from_us is not None and not_before_us is not None:
             raise LogError(
@@ -163,13 +244,23 @@ class ActivationLog:
 
         def draft(view: _View) -> Activation:
             boundary = self._boundary(view, effective_from_us, not_before_us)
-            known = [live for live in (view.live_at(boundary),) if live]
+            known = [live for live in (view.governing(boundary),) if live]
             if effective_from_us is not None:
                 known = [entry for entry in view.activations() if entry.effective_from_us == boundary]
             for entry in known:
-                if _request(entry) == (version, by, reason, kind):
+                if _request(entry) == _request(new):
                     return entry
-            return self._checked(view, version, boundary, by, reason, kind)
+            if automatic and (pause := view.paused):
+                raise Paused(
+                    f"version {new.version} of {self.model} stays as it is: {pause.by} paused decisions by jobs "
+                    f"({pause.reason}). "
+                    "`midstream pause --resume` ends that."
+                )
+            live = view.live_at(boundary)
+            if new.kind in TRIALS and (live is None or live.version == new.version):
+                what = "nothing is live" if live is None else f"version {new.version} is live"
+                raise LogError(f"a {new.kind} is set beside another version that is live: {what} at {time_text(boundary)}")
+            return self._checked(view, new, boundary)
 
         return draft
 
@@ -193,20 +284,23 @@ class ActivationLog:
         def draft(view: _View) -> Activation:
             boundary = self._boundary(view, effective_from_us)
             # One that another replaced at the same boundary was never live, once that boundary is served.
-            governing, earliest = set(view.timeline.sequence.tolist()), self._earliest(view)
+            counted, earliest = set(view.timeline.sequence.tolist()), self._earliest(view)
             lived = live_stack(
                 entry
                 for entry in view.activations()
-                if entry.effective_from_us <= boundary and (entry.sequence in governing or entry.effective_from_us >= earliest)
+                if entry.effective_from_us <= boundary and (entry.sequence in counted or entry.effective_from_us >= earliest)
             )
             live = view.live_at(boundary)
-            if to is None and len(lived) < 2:
+            governing = view.governing(boundary)
+            on_trial = governing is not None and governing.kind in TRIALS  # going back from a trial ends it
+            if to is None and len(lived) < (1 if on_trial else 2):
                 raise NothingToRollBack(self._no_way_back(view, boundary, live))
-            if to is not None and live and live.version == to:
-                if _request(live) == (to, by, reason, "rollback"):
+            if to is not None and live and live.version == to and not on_trial:
+                if _request(live) == (to, by, reason, "rollback", 1.0):
                     return live
                 raise NothingToRollBack(f"version {to} of {self.model} is live already at {time_text(boundary)}")
-            return self._checked(view, lived[-2] if to is None else to, boundary, by, reason, "rollback")
+            target = to if to is not None else lived[-1] if on_trial else lived[-2]
+            return self._checked(view, Activation(0, self.model, target, 0, reason, by, "", "rollback"), boundary)
 
         return self._append(draft)
 
@@ -255,17 +349,17 @@ class ActivationLog:
             return self._on_grid(effective_from_us)
         return max(self._earliest(view), self._on_grid(MIN_TIME_US if not_before_us is None else not_before_us))
 
-    def _checked(self, view: _View, version: int, boundary: int, by: str, reason: str, kind: Kind) -> Activation:
+    def _checked(self, view: _View, new: Activation, boundary: int) -> Activation:
         """The next entry, if it may be."""
-        _check_name(by)
+        _check_name(new.by)
         try:
-            self._registry.manifest(self.model, version)
+            self._registry.manifest(self.model, new.version)
         except UnknownVersion as error:
             raise UnknownVersion(f"cannot activate: {error}") from None
-        seal = view.furthest_seal(unless_by=by)
+        seal = view.furthest_seal(unless_by=new.by)
         if boundary >= MAX_TIME_US or (seal and boundary < seal.until_us):
-            raise ActivationInPast(self._refusal(version, boundary, view, seal or view.furthest_seal()))
-        return Activation(len(view.entries) + 1, self.model, int(version), boundary, reason, by, _now(), kind)
+            raise ActivationInPast(self._refusal(new.version, boundary, view, seal or view.furthest_seal()))
+        return replace(new, sequence=len(view.entries) + 1, effective_from_us=boundary, at=_now())
 
     def _refreshed(self) -> _View:
         view = self._view
@@ -374,8 +468,8 @@ def _check_name(by: str) -> None:
         raise LogError("expected the name of a job or a person in `by`, came nothing")
 
 
-def _request(entry: Activation) -> tuple[int, str, str, str]:
-    return entry.version, entry.by, entry.reason, entry.kind
+def _request(entry: Activation) -> tuple[int, str, str, str, float]:
+    return entry.version, entry.by, entry.reason, entry.kind, entry.share
 
 
 def _now() -> str:

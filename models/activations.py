@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
-from models.timeline import MAX_TIME_US, MIN_TIME_US
+from models.timeline import MAX_TIME_US, MIN_TIME_US, TRIALS
 
 FORMAT = 1
-Kind: TypeAlias = Literal["activate", "rollback"]
+Kind: TypeAlias = Literal["activate", "rollback", "promote", "canary", "shadow"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,10 @@ class Activation:
         reason: for people and for reports.
         by: who: a job's name, or a person's.
         at: wall clock, ISO 8601 in UTC.
-        kind: a rollback is an activation like any other, told apart for reports and for further rollbacks.
-        share: of the keys; 1.0 is all.
+        kind: `activate`, `rollback` and `promote` make the version live, told apart for reports and for further rollbacks;
+            `canary` and `shadow` set it beside the live one, up to the next entry.
+        share: of the keys that are served by the version: all (1.0), a canary's, or none (0.0) for a shadow.
+        evidence: what an automatic decision rests on; None for people's.
     """
 
     sequence: int
@@ -39,6 +41,26 @@ class Activation:
     at: str
     kind: Kind = "activate"
     share: float = 1.0
+    evidence: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Pause:
+    """From here on jobs decide nothing: what a learner makes stays a candidate, rules act on nothing. Or they may again.
+
+    Attributes:
+        sequence: place in the log, from 1.
+        paused: False ends the pause.
+        reason: for people.
+        by: who.
+        at: wall clock, ISO 8601 in UTC.
+    """
+
+    sequence: int
+    paused: bool
+    reason: str
+    by: str
+    at: str
 
 
 @dataclass(frozen=True)
@@ -58,12 +80,13 @@ class Seal:
     at: str
 
 
-Entry: TypeAlias = Activation | Seal
+Entry: TypeAlias = Activation | Seal | Pause
+_KINDS: dict[str, type[Activation | Seal | Pause]] = {"activation": Activation, "seal": Seal, "pause": Pause}
 
 
 def to_json(entry: Entry) -> str:
     """An entry as the content of its file."""
-    kind = "activation" if isinstance(entry, Activation) else "seal"
+    kind = next(name for name, kind in _KINDS.items() if isinstance(entry, kind))
     return json.dumps({"format": FORMAT, "entry": kind} | asdict(entry), indent=1) + "\n"
 
 
@@ -76,9 +99,11 @@ def from_json(text: str, sequence: int, model: str, grid_us: int) -> Entry:
     value = json.loads(text)
     if value.pop("format") != FORMAT:
         raise ValueError("it is of another format; update Midstream")
-    kind = {"activation": Activation, "seal": Seal}[value.pop("entry")]
-    entry: Entry = kind(**value)
-    time_us = entry.effective_from_us if isinstance(entry, Activation) else entry.until_us
+    entry: Entry = _KINDS[value.pop("entry")](**value)
+    if isinstance(entry, Pause):
+        time_us = MIN_TIME_US
+    else:
+        time_us = entry.effective_from_us if isinstance(entry, Activation) else entry.until_us
     if type(entry.sequence) is not int or entry.sequence != sequence:
         raise ValueError(f"expected entry {sequence}, came {entry.sequence}")
     if type(time_us) is not int or (time_us % grid_us and time_us not in (MIN_TIME_US, MAX_TIME_US)):
@@ -86,15 +111,28 @@ def from_json(text: str, sequence: int, model: str, grid_us: int) -> Entry:
     if isinstance(entry, Activation):
         if entry.model != model or type(entry.version) is not int or entry.version < 1:
             raise ValueError(f"expected a version of {model}, came {entry.version} of {entry.model}")
-        if entry.share != 1.0:
-            raise ValueError(f"expected a share of 1.0, came {entry.share}; this release serves a version to all keys or none")
+        if entry.kind not in get_args(Kind):
+            raise ValueError(f"expected one of {', '.join(get_args(Kind))}, came {entry.kind!r}; update Midstream")
+        if fault := share_fault(entry.kind, entry.share):
+            raise ValueError(fault)
     return entry
+
+
+def share_fault(kind: str, share: float) -> str | None:
+    """What is wrong with the share of an entry of this kind; None if nothing is."""
+    if kind == "canary":
+        return None if 0.0 < share < 1.0 else f"expected a canary's share above 0 and below 1, came {share}"
+    expected = 0.0 if kind == "shadow" else 1.0
+    return None if share == expected else f"expected a share of {expected}, came {share}"
 
 
 def live_stack(activations: Iterable[Activation]) -> list[int]:
     """The versions that were live, oldest first, the live one last; a rollback takes away what came after its version."""
     stack: list[int] = []
-    for entry in sorted(activations, key=lambda entry: (entry.effective_from_us, entry.sequence)):
+    for entry in sorted(
+        (entry for entry in activations if entry.kind not in TRIALS),
+        key=lambda entry: (entry.effective_from_us, entry.sequence),
+    ):
         if entry.kind == "rollback" and entry.version in stack:
             while stack[-1] != entry.version:
                 stack.pop()

@@ -16,6 +16,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from models import isolation
 from models.exported_graph import ExportedGraph
 from models.gate.behaviour import made_up_rows
@@ -23,6 +25,7 @@ from models.isolation import IsolatedFailure, Limits, run_isolated
 from models.opened import shared_log
 from models.registry import Manifest, UnknownVersion
 from models.serving import Graph, LoadedGraph, ModelCache, ModelError, ServedModel
+from models.timeline import COLD_START
 
 POLL_S = 0.5
 LOOK_BACK = 2  # activations: the one that is live and the one to come
@@ -108,7 +111,8 @@ class Preloader:
         """Gets ready what is not yet: the latest activations, and the newest candidate."""
         registry = self._cache.registry
         timeline = shared_log(registry.root, self._model).timeline()
-        wanted = [int(version) for version in timeline.version[-LOOK_BACK:]]
+        latest = np.concatenate([timeline.version[-LOOK_BACK:], timeline.challenger[-LOOK_BACK:]])
+        wanted = [int(version) for version in latest if version != COLD_START]
         newest = registry.newest(self._model)
         if newest is not None and len(timeline):
             wanted.append(newest)

@@ -214,6 +214,8 @@ class ServedModel:
                 f"{found[:12]}, the manifest says {manifest.digests.variables[:12]}. Publish it again and activate that one."
             )
         self._variables = graph.variables(path)
+        # How long predicting took, the first call left out, which warms up. Two threads may lose a count: it is an average.
+        self.seconds, self.rows, self._warm = 0.0, 0, False
 
     def predict(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
         """Predicts every row.
@@ -232,7 +234,11 @@ class ServedModel:
             columns = [to_numpy(batch, name, inputs[name].dtype, inputs[name].shape) for name in self._graph.input_names]
             if not batch.num_rows:
                 return {field.name: pa.array([], field.type) for field in output_schema(self.manifest.signature)}
+            begun = time.perf_counter()
             given = self._graph.predict(columns, batch.num_rows, self._variables)
+            if self._warm:
+                self.seconds, self.rows = self.seconds + time.perf_counter() - begun, self.rows + batch.num_rows
+            self._warm = True
             return {name: to_arrow(given[name]) for name in self.manifest.signature.outputs}
         except (ValueError, tf.errors.OpError) as error:
             raise ModelError(f"version {self.manifest.version} of {self.manifest.model} refused a batch: {error}") from error
@@ -344,6 +350,12 @@ class _OncePerKey(Generic[Value]):
                 value.set_exception(error)
         return value.result()
 
+    def values(self) -> list[Value]:
+        """What has been made."""
+        with self._lock:
+            made = list(self._values.values())
+        return [value.result() for value in made if value.done() and value.exception() is None]
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._values
 
@@ -388,6 +400,14 @@ class ModelCache:
             ModelError: see `get`; the version is then not loaded in place either, for a while.
         """
         return self._get(model, version, lambda: self._load(model, version, make_graph), 1, True)
+
+    def latencies(self, model: str) -> dict[int, float]:
+        """Seconds a row that the versions in memory took, once warm; without those that have predicted too little."""
+        return {
+            served.manifest.version: served.seconds / served.rows
+            for served in self._models.values()
+            if served.manifest.model == model and served.rows >= self.block_rows
+        }
 
     def has(self, model: str, version: int) -> bool:
         """Whether the version is in memory, or being loaded."""

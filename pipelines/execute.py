@@ -18,6 +18,7 @@ from models.registry import Manifest, Registry
 from models.serving import shared_cache
 from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, LABELS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
+from pipelines.judge import Judge, rules_of
 from pipelines.modes import Bounded
 from pipelines.notices import dead_letter_notices
 from pipelines.planning import StreamPlan, StreamPlanner
@@ -89,6 +90,7 @@ class Execution:
         self._stop = stop or Stop()
         self._started = time.monotonic()
         self._notices: list[str] = []
+        self._judge: Judge | None = None
         self._run_file = str(self._output / "checkpoint" / "run.json")
         self._published: Published | None = None
         where = job.run.model_dump(include={"runner", "parallelism", "master", "workers", "preinstalled"})
@@ -117,6 +119,7 @@ class Execution:
 
     def _run_micro_batches(self, checkpoint: Checkpoint) -> bool:
         settings = self.job.run
+        self._judge = self._make_judge(checkpoint)
         planner = StreamPlanner(self.resolved.records, self.resolved.labels, settings.records, settings.span)
         try:
             return self._drive(checkpoint, planner)
@@ -174,6 +177,21 @@ class Execution:
         counts = self._run(run)
         self._publish(batch.number)
         return {"records": plan.rows if plan else 0, "counts": counts}
+
+    def _latencies(self) -> dict[int, float]:
+        model = self.job.model
+        cache = shared_cache(model.registry, block_rows=model.block_rows, max_versions=model.max_versions)
+        return cache.latencies(model.name)
+
+    def _make_judge(self, checkpoint: Checkpoint) -> Judge | None:
+        """The judge of a job with rules; after a restart it reads what the runs before have left."""
+        if self.job.rules is None or self.job.kind != "serve" or not self.job.seal:
+            return None
+        judge = Judge(self._log, self.job.name, self.job.labels.column if self.job.labels else None, rules_of(self.job.rules))
+        last = checkpoint.last_commit()
+        for number in range(0 if last is None else last + 1):
+            judge.take(self._parts(PREDICTIONS, number), self._parts(EVALUATIONS, number))
+        return judge
 
     def _settle(self, until_us: int) -> None:
         model = self.job.model
@@ -251,6 +269,10 @@ class Execution:
         return sorted((self._output / name).glob(part_name(number, 0).replace("-00000.", "-*.")))
 
     def _committed(self, batch: MicroBatch, note: dict[str, Any]) -> None:
+        if self._judge is not None:
+            self._judge.take(self._parts(PREDICTIONS, batch.number), self._parts(EVALUATIONS, batch.number))
+            if not batch.is_drain and (entry := self._judge.judge(self._latencies())) is not None:
+                self._notices.append(f"{entry.kind} to version {entry.version}: {entry.reason}")
         if self._progress is not None:
             parts = {name: self._parts(name, batch.number) for name in (PREDICTIONS, EVALUATIONS)}
             self._progress.committed(note["records"], self.resolved, parts)

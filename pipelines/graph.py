@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import apache_beam as beam
 import pyarrow as pa
@@ -26,6 +27,7 @@ from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, WATERMARK
 from transforms.dead_letters import dead_letters
 from transforms.inference import LINEAGE, BatchModelHandler, Predict
 from transforms.label_join import LABEL_TIME, LabelJoin, own_labels
+from transforms.model_timeline import Choice
 from transforms.operators import Chain
 from transforms.sources import Source
 from transforms.training import EVENTS, Train
@@ -34,6 +36,7 @@ RECORDS, LABELS = "records", "labels"  # the sources
 PREDICTIONS, EVALUATIONS, DEAD_LETTERS = "predictions", "evaluations", "dead_letters"
 OUTPUTS = (PREDICTIONS, EVALUATIONS, DEAD_LETTERS, EVENTS)  # every folder that a job may write rows to
 FIRST = "first_"  # prefix of what the first version said, where it is compared with
+BESIDE = "beside_"  # prefix of what a challenger said, or whom a challenger is compared with
 _IDENTITY = [EVENT_TIME, SOURCE, ROW, SEQUENCE]
 
 
@@ -121,7 +124,7 @@ def prediction_columns(resolved: Resolved) -> list[str]:
     """The columns of the predictions, in order."""
     assert resolved.outputs is not None
     own = [*resolved.outputs.names, *LINEAGE.names]
-    prefixes = ("", FIRST) if resolved.job.model.compare_with_first else ("",)
+    prefixes = _prefixes(resolved.job)
     return [*_IDENTITY, *resolved.job.keep, *(prefix + name for prefix in prefixes for name in own)]
 
 
@@ -130,8 +133,13 @@ def evaluation_columns(resolved: Resolved) -> list[str]:
     assert resolved.outputs is not None
     assert resolved.job.labels is not None
     own = [*resolved.outputs.names, "version"]
-    prefixes = ("", FIRST) if resolved.job.model.compare_with_first else ("",)
+    prefixes = _prefixes(resolved.job)
     return [*_IDENTITY, resolved.job.labels.column, LABEL_TIME, *(prefix + name for prefix in prefixes for name in own)]
+
+
+def _prefixes(job: JobSpec) -> list[str]:
+    """Of the columns that each version adds."""
+    return ["", *([FIRST] if job.model.compare_with_first else []), *([BESIDE] if job.model.compare else [])]
 
 
 def _labels(
@@ -180,20 +188,22 @@ def _predict(mode: Mode, features: beam.PCollection, resolved: Resolved) -> tupl
     model, failed = resolved.job.model, []
     predictions = features
     # The first version goes first: behind the live ones its rows would come in as many pieces as there are versions.
-    for prefix in (FIRST, "") if model.compare_with_first else ("",):
+    kinds: dict[str, Literal["live", "first", "beside"]] = {"": "live", FIRST: "first", BESIDE: "beside"}
+    for prefix in reversed(_prefixes(resolved.job)):
         handler = BatchModelHandler(
             model.registry,
             model.name,
             resolved.outputs,
             prefix=prefix,
-            policy="first" if prefix else "as_of",
+            policy={"": "as_of", FIRST: "first", BESIDE: "beside"}[prefix],
             block_rows=model.block_rows,
             max_versions=model.max_versions,
             on_load_failure=model.on_load_failure,
             # Where a stream goes on and on. A replay or a batch has all its versions before it.
             preload=resolved.job.run.trigger != "available-now" or resolved.job.run.mode == "continuous",
         )
-        requests = predictions | f"{prefix}versions" >> mode.versions(resolved.job, first_only=bool(prefix))
+        choice = Choice(kinds[prefix], model.key or (SEQUENCE,), model.guard or 0)
+        requests = predictions | f"{prefix}versions" >> mode.versions(resolved.job, choice)
         predictions, dead = requests | f"{prefix}predict" >> Predict(handler)
         failed.append(dead)
     return predictions, failed

@@ -245,6 +245,10 @@ class ModelSection(Section):
 
     `previous` takes the version before and says so in the log and the lineage, `hold` stops until it loads, `dead_letter` lets
     its records go.
+
+    A canary serves the records whose `key` (their number, if none is given) falls into its share. With `compare` a second
+    version predicts beside: a shadow, a canary's live counterpart, and for as long as `guard` after an activation the version
+    before; its outputs have the prefix `beside_`.
     """
 
     registry: str
@@ -253,6 +257,22 @@ class ModelSection(Section):
     block_rows: int = Field(default=1024, ge=1)
     max_versions: int = Field(default=8, ge=1)
     on_load_failure: Literal["previous", "hold", "dead_letter"] = "previous"
+    key: Names = ()
+    compare: bool = False
+    guard: DurationUs | None = None
+
+
+class RulesSection(Section):
+    """When a version is promoted or taken back without anybody; see `models.gate.rules.Rules`."""
+
+    min_rows: int = Field(default=300, ge=1)
+    window_rows: int = Field(default=2000, ge=1)
+    tolerance: float = Field(default=0.0, ge=0)
+    significance: float = Field(default=0.001, gt=0, lt=1)
+    promote: bool = True
+    max_nan_rate: float = Field(default=0.0, ge=0, le=1)
+    max_score_shift: float = Field(default=0.5, ge=0, le=1)
+    max_latency_ratio: float = Field(default=10.0, gt=0)
 
 
 class RunSection(Section):
@@ -299,6 +319,7 @@ class JobSpec(Section):
     model: ModelSection
     keep: Names = ()
     output: str
+    rules: RulesSection | None = None
     run: RunSection = RunSection()
     in_order: bool = False
     seal: bool = True

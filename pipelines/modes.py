@@ -20,7 +20,7 @@ from transforms.continuous.kafka_source import ReadTopic
 from transforms.continuous.loop import RELEASED, LearnThenRelease
 from transforms.continuous.versions import AssignVersionsLive
 from transforms.kafka.source import KafkaSource
-from transforms.model_timeline import AssignVersions
+from transforms.model_timeline import AssignVersions, Choice
 from transforms.operators import Operator
 from transforms.sinks import WriteParquet
 from transforms.sources import Decode, Read, Source
@@ -46,7 +46,7 @@ class Mode(Protocol):
             The input `rows`, as far as it may be predicted, and the learner's outputs.
         """
 
-    def versions(self, job: JobSpec, *, first_only: bool) -> beam.PTransform:
+    def versions(self, job: JobSpec, choice: Choice) -> beam.PTransform:
         """RecordBatches to `Request`s."""
 
     def write(
@@ -86,8 +86,8 @@ class Bounded:
         self._timelines = (self._timelines, activations) | "log and learnt" >> beam.Flatten()
         return inputs[rows], given
 
-    def versions(self, job: JobSpec, *, first_only: bool) -> beam.PTransform:
-        return AssignVersions(self._timelines, first_only=first_only)
+    def versions(self, job: JobSpec, choice: Choice) -> beam.PTransform:
+        return AssignVersions(self._timelines, choice)
 
     def write(
         self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec | DetectSpec
@@ -144,8 +144,8 @@ class Continuous:
         _ = given["activations"] | "activate" >> ActivateVersions(model.registry, model.name, job.name, strict=False)
         return inputs[rows], given
 
-    def versions(self, job: JobSpec, *, first_only: bool) -> beam.PTransform:
-        return AssignVersionsLive(job.model.registry, job.model.name, job.name, first_only=first_only)
+    def versions(self, job: JobSpec, choice: Choice) -> beam.PTransform:
+        return AssignVersionsLive(job.model.registry, job.model.name, job.name, choice)
 
     def write(
         self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec | DetectSpec

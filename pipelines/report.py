@@ -18,6 +18,7 @@ import jinja2
 import numpy as np
 import plotly.offline
 
+from models.timeline import TRIALS
 from pipelines.parts import Parts
 from pipelines.report_charts import DARK, LIGHT, accuracy_chart, drift_chart, lead_chart, scores_chart, versions_chart
 from pipelines.report_data import BASELINE_SHARE, Measured, measure
@@ -122,6 +123,7 @@ def write_report(
         charts=charts,
         figures=figures,
         versions=_version_rows(versions, activations, measured),
+        decisions=_decisions(activations),
         versions_left_out=max(len(versions) - MAX_VERSION_ROWS, 0),
         dead_letters=_dead_letters(output),
         light=LIGHT,
@@ -180,6 +182,8 @@ def _version_rows(
     """Newest first."""
     live: dict[int, list[int]] = {}
     for entry in activations:
+        if entry.get("kind") in TRIALS:
+            continue
         live.setdefault(int(entry["version"]), []).append(int(entry["effective_from_us"]))
     rows = []
     for entry in sorted(versions, key=lambda entry: -int(entry["version"]))[:MAX_VERSION_ROWS]:
@@ -202,6 +206,21 @@ def _version_rows(
             }
         )
     return rows
+
+
+def _decisions(activations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was tried, promoted and taken back, and why; newest first. Plain activations are in the table of versions."""
+    told = [entry for entry in activations if entry.get("kind", "activate") != "activate"]
+    return [
+        {
+            "time": _time(entry["effective_from_us"]),
+            "kind": entry["kind"] + (f" {entry['share']:.0%}" if entry["kind"] == "canary" else ""),
+            "version": entry["version"],
+            "reason": entry["reason"],
+            "by": entry["by"],
+        }
+        for entry in reversed(told[-MAX_VERSION_ROWS:])
+    ]
 
 
 def _dead_letters(output: str) -> list[dict[str, Any]]:

@@ -56,6 +56,8 @@ def resolve(job: JobSpec) -> Resolved:
         )
     if missing := [name for name in job.keep if name not in own]:
         raise JobError(f"keep: there is no column {', '.join(missing)} behind the steps; there are {', '.join(own)}")
+    if missing := [name for name in job.model.key if name not in features.names]:
+        raise JobError(f"key: there is no column {', '.join(missing)} behind the steps; there are {', '.join(own)}")
     first_version = _first_version(job, features) if job.learner is not None else None
     signature = _contract(job)
     _check_inputs(job, signature, features, schema)

@@ -16,7 +16,7 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
 from models.storage import write_text_atomically
-from models.timeline import Timeline
+from models.timeline import COLUMNS, Timeline
 from transforms.batches import MAX_WATERMARK_US
 from transforms.file_source import Range, ReadTask
 
@@ -49,7 +49,7 @@ class BoundedRun:
 
     def write(self, path: str) -> None:
         """Writes the run into the file from which the graph will read it."""
-        timeline = {name: getattr(self.timeline, name).tolist() for name in ("effective_from_us", "version", "sequence")}
+        timeline = {name: getattr(self.timeline, name).tolist() for name in COLUMNS}
         reads = {
             name: [[[list(part) for part in map(_as_tuple, t.ranges)], t[1]] for t in tasks]
             for name, tasks in self.reads.items()
@@ -74,7 +74,7 @@ class BoundedRun:
             name: tuple(ReadTask(tuple(Range(*part) for part in ranges), newest) for ranges, newest in tasks)
             for name, tasks in content["reads"].items()
         }
-        columns = (np.array(content["timeline"][name], np.int64) for name in ("effective_from_us", "version", "sequence"))
+        columns = (np.array(content["timeline"][name], np.int64) for name in COLUMNS)
         return BoundedRun(**content | {"reads": reads, "timeline": Timeline(*columns)})
 
 

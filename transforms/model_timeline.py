@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -18,7 +18,8 @@ from apache_beam.metrics import Metrics
 
 from models.activation_log import Activation
 from models.timeline import COLD_START, Timeline
-from transforms.batches import event_time_us
+from transforms.batches import SEQUENCE, event_time_us
+from transforms.keys import places
 
 
 class Request(NamedTuple):
@@ -35,27 +36,45 @@ class Request(NamedTuple):
     previous: int = COLD_START
 
 
+class Choice(NamedTuple):
+    """Which of a record's versions is meant.
+
+    Attributes:
+        kind: `live`, canaries included; `first`, the frozen model that a live one is compared with; or `beside`, the version
+            to compare each record's own with.
+        key: columns that decide who is served by a canary.
+        guard_us: for so long after an activation `beside` is the version that was live before.
+    """
+
+    kind: Literal["live", "first", "beside"] = "live"
+    key: tuple[str, ...] = (SEQUENCE,)
+    guard_us: int = 0
+
+
+LIVE = Choice()
+
+
 class AssignVersions(beam.PTransform):
     """RecordBatches to `Request`s, with the timeline as side input.
 
     Args of the constructor:
         timelines: PCollection of `Timeline` and `Activation`, which together are the log as far as this run needs it.
-        first_only: take only the first activation that ever was: the frozen model that a live one is compared with.
+        choice: which version is meant.
     """
 
-    def __init__(self, timelines: beam.PCollection, *, first_only: bool = False) -> None:
+    def __init__(self, timelines: beam.PCollection, choice: Choice = LIVE) -> None:
         super().__init__()
-        self._timelines, self._first_only = timelines, first_only
+        self._timelines, self._choice = timelines, choice
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        return batches | beam.ParDo(Assign(self._first_only), beam.pvalue.AsIter(self._timelines)).with_output_types(Request)
+        return batches | beam.ParDo(Assign(self._choice), beam.pvalue.AsIter(self._timelines)).with_output_types(Request)
 
 
 class Assign(beam.DoFn):
     """Cuts a batch into its versions, given the log."""
 
-    def __init__(self, first_only: bool) -> None:
-        self._first_only = first_only
+    def __init__(self, choice: Choice) -> None:
+        self._choice = choice
         self._swaps = Metrics.counter("midstream", "swaps")
         self._latest: int | None = None
         self._merged: tuple[list[Timeline | Activation], Timeline] | None = None
@@ -63,7 +82,7 @@ class Assign(beam.DoFn):
     def process(self, batch: pa.RecordBatch, entries: Iterable[Timeline | Activation]) -> Iterator[Request]:
         timeline = self._timeline(list(entries))
         times = event_time_us(batch).to_numpy()
-        versions = timeline.as_of(times)
+        versions = self._versions(timeline, batch, times)
         changes = np.flatnonzero(np.diff(versions)) + 1
         if len(changes) == 0 or np.all(np.diff(versions[np.concatenate([[0], changes])]) > 0):
             # In order of time each version is one run of rows: slices, without a copy.
@@ -74,10 +93,18 @@ class Assign(beam.DoFn):
             pieces = [(int(rows[0]), batch.take(pa.array(rows))) for rows in rows_of]
         for first, rows in pieces:
             version = int(versions[first])
-            if self._latest is not None and version != self._latest and not self._first_only:
+            if self._latest is not None and version != self._latest and self._choice.kind == "live":
                 self._swaps.inc()
             self._latest = version
-            yield Request(version, rows, timeline.previous(times[first]))
+            live = int(timeline.as_of(times[first : first + 1])[0])
+            yield Request(version, rows, timeline.previous(times[first]) if version == live else live)
+
+    def _versions(self, timeline: Timeline, batch: pa.RecordBatch, times: np.ndarray) -> np.ndarray:
+        kind, key, guard_us = self._choice
+        if kind == "first" or (kind == "live" and not timeline.has_trials):
+            return timeline.as_of(times)
+        found = places(batch, key, "") if timeline.has_trials else np.zeros(len(times), np.int64)
+        return timeline.serving(times, found) if kind == "live" else timeline.beside(times, found, guard_us)
 
     def _timeline(self, entries: list[Timeline | Activation]) -> Timeline:
         # The side input is the same object-wise for all batches of a bundle; merging it once is enough.
@@ -86,7 +113,7 @@ class Assign(beam.DoFn):
             for entry in entries:
                 if isinstance(entry, Timeline):
                     timeline = entry.merge(timeline)
-            if self._first_only:
+            if self._choice.kind == "first":
                 first = timeline.first()
                 timeline = Timeline.of([first] if first is not None else [])
             self._merged = entries, timeline

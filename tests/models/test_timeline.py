@@ -15,6 +15,8 @@ class Entry:
     sequence: int
     version: int
     effective_from_us: int
+    kind: str = "activate"
+    share: float = 1.0
 
 
 def slow_as_of(entries, time_us):

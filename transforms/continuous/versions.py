@@ -15,31 +15,31 @@ import pyarrow as pa
 
 from models.opened import shared_log
 from transforms.batches import event_time_us
-from transforms.model_timeline import Assign, Request
+from transforms.model_timeline import LIVE, Assign, Choice, Request
 
 
 class AssignVersionsLive(beam.PTransform):
     """RecordBatches to `Request`s."""
 
-    def __init__(self, registry: str, model: str, by: str, *, first_only: bool = False) -> None:
+    def __init__(self, registry: str, model: str, by: str, choice: Choice = LIVE) -> None:
         """Creates the transform.
 
         Args:
             registry: root folder of the registry.
             model: name of the model.
             by: name of the job, which seals what it predicts.
-            first_only: see `AssignVersions`.
+            choice: see `AssignVersions`.
         """
         super().__init__()
-        self._assign = _AssignLive(registry, model, by, first_only)
+        self._assign = _AssignLive(registry, model, by, choice)
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         return batches | beam.ParDo(self._assign).with_output_types(Request)
 
 
 class _AssignLive(beam.DoFn):
-    def __init__(self, registry: str, model: str, by: str, first_only: bool) -> None:
-        self._registry, self._model, self._by, self._assign = registry, model, by, Assign(first_only)
+    def __init__(self, registry: str, model: str, by: str, choice: Choice) -> None:
+        self._registry, self._model, self._by, self._assign = registry, model, by, Assign(choice)
 
     def process(self, batch: pa.RecordBatch) -> Iterator[Request]:
         log = shared_log(self._registry, self._model)
