@@ -40,6 +40,7 @@ lint: setup-dev
 
 bench: setup-dev
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.kafka --short
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .hypothesis
