@@ -24,6 +24,7 @@ from pipelines.replay import save_job
 from pipelines.resolve import JobError, resolve
 from pipelines.topics import client_of
 from runners.checkpoint import Checkpoint, write_atomically
+from runners.engines import EngineError
 from runners.micro_batch import Stop
 from runners.portable import PortableGraph
 from transforms.continuous.kafka_sink import Ends, TopicsSpec
@@ -31,6 +32,8 @@ from transforms.kafka.publishing import default_topic, make_topics
 
 _LOOK_S = 0.5  # how often it is looked whether the job still runs
 _TOLD_EVERY_S = 10.0
+_TRIES = 5  # starts of a job that does not get on
+_FAULTS = 20  # of steps before anything was written
 
 
 @dataclass
@@ -83,8 +86,8 @@ class ContinuousExecution:
         """Runs until the end or a stop, and gives the counts.
 
         Raises:
-            EngineError: Flink cannot be started, or died.
-            JobError: the job failed for good.
+            EngineError: Flink cannot be started.
+            JobError: the job failed again and again.
         """
         checkpoint = Checkpoint(self._folder, self.job.identity())
         try:
@@ -93,29 +96,52 @@ class ContinuousExecution:
             if plan.is_finished:
                 notice = "this job ran to the end of its topics before: nothing was read; --fresh begins anew"
                 return ContinuousOutcome(self._counts(plan), True, notices=[notice])
-            graph = plan.graph()
-            try:
-                return self._watch(graph, plan)
-            finally:
-                graph.close()
+            with self._stop.on_signals():
+                self._run_and_restart(plan)
+            return ContinuousOutcome(self._counts(plan), plan.is_finished)
         finally:
             checkpoint.close()
 
-    def _watch(self, graph: PortableGraph, plan: ContinuousPlan) -> ContinuousOutcome:
+    def _run_and_restart(self, plan: ContinuousPlan) -> None:
+        """Runs a job again whenever Flink gives it up: a JobManager that dies takes its jobs along."""
+        failures, written = 0, self._counts(plan)
+        while not self._stop.is_set() and not plan.is_finished:
+            graph = plan.graph()
+            try:
+                self._watch(graph, plan)
+                return
+            except (JobError, EngineError) as error:
+                now = self._counts(plan)
+                failures, written = (1 if now != written else failures + 1), now
+                if failures > _TRIES:
+                    raise JobError(
+                        f"{error}\nThe job failed {failures} times without getting on. Its checkpoints stay."
+                    ) from error
+                self._tell(f"{str(error).splitlines()[0]}; going on from the last checkpoint")
+            finally:
+                graph.close()
+            self._stop.wait(min(2.0**failures, 30.0))
+
+    def _watch(self, graph: PortableGraph, plan: ContinuousPlan) -> None:
+        """Follows a job until it ends, or is to."""
         began = told = time.monotonic()
         before = sum(self._counts(plan).values())
-        with self._stop.on_signals():
-            result = graph.start()
-            while not self._stop.wait(_LOOK_S) and not plan.is_finished:
-                state = result.state
-                if state in (PipelineState.FAILED, PipelineState.CANCELLED, PipelineState.DONE):
-                    raise graph.what_happened(JobError(f"the job of {self.job.output} ended by itself: {state}"))
-                if time.monotonic() - told > _TOLD_EVERY_S:
-                    told = time.monotonic()
-                    self._tell(self._status(plan, before, told - began))
-            if self.job.run.master is not None:
-                result.cancel()
-        return ContinuousOutcome(self._counts(plan), plan.is_finished)
+        faults = 0
+        result = graph.start()
+        while not self._stop.wait(_LOOK_S) and not plan.is_finished:
+            state = result.state
+            if state in (PipelineState.FAILED, PipelineState.CANCELLED, PipelineState.DONE):
+                raise JobError(str(graph.what_happened(JobError(f"Flink ended the job of {self.job.output}: {state}"))))
+            if len(graph.faults) > faults:
+                faults = len(graph.faults)
+                self._tell(f"a step failed, and Flink goes back to the last checkpoint: {graph.faults[-1]}")
+                if faults > _FAULTS and sum(self._counts(plan).values()) == before:
+                    raise JobError(f"a step fails again and again: {graph.faults[-1]}") from graph.faults[-1]
+            if time.monotonic() - told > _TOLD_EVERY_S:
+                told = time.monotonic()
+                self._tell(self._status(plan, before, told - began))
+        if self.job.run.master is not None:
+            result.cancel()
 
     def _counts(self, plan: ContinuousPlan) -> dict[str, int]:
         by_topic: dict[str, int] = {}

@@ -120,6 +120,11 @@ class PortableGraph:
             raise self.what_happened(failed)  # out here, so that it keeps the context that it was raised in
         return result
 
+    @property
+    def faults(self) -> list[BaseException]:
+        """What steps raised in this process since the start, oldest first."""
+        return list(self._workers.faults) if self._workers is not None else []
+
     def close(self) -> None:
         """Ends what it started; it can be run again, at the price of a new start."""
         self._forget_server()
