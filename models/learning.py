@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
-from models.serving import ModelError, checkpointed_variables, to_arrow, to_numpy, variables_prefix
+from models.serving import SERVING_SIGNATURE, ModelError, checkpointed_variables, to_arrow, to_numpy, variables_prefix
 
 LEARN_SIGNATURE = "learn"
 EVENT_PREFIX = "event_"  # of the outputs of `learn` that are the columns of a table of events
@@ -60,6 +60,12 @@ class LearningModel:
     def variables(self) -> dict[str, tf.Variable]:
         """The whole state, by checkpoint key."""
         return {key: entry for key, entry in self._entries.items() if isinstance(entry, tf.Variable)}
+
+    @property
+    def served(self) -> frozenset[str]:
+        """The checkpoint keys of the variables that predicting reads; a memory of rows, say, is none of them."""
+        read = {id(capture) for capture in self._root.signatures[SERVING_SIGNATURE].captured_inputs}
+        return frozenset(key for key, variable in self.variables.items() if id(variable.handle) in read)
 
     def signature(self, name: str) -> Any:
         """Another signature of the SavedModel, as it stands after what was learnt."""

@@ -127,7 +127,7 @@ class Train:
             training=Training(end_us - self.every_us, end_us, window.num_rows),
             metrics=measured,
             publication=publication,
-            check=check_learnt(registry.path(self.model, parent)),
+            check=check_learnt(registry.path(self.model, parent), learner.served),
         )
         _learners.put(self.registry, self.model, manifest.version, learner)
         return manifest.version, events

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 
@@ -12,8 +12,12 @@ from models.gate.result import CheckResult, passed, refused
 NAME = "weights"
 
 
-def nonfinite_variables(path: str) -> dict[str, int]:
+def nonfinite_variables(path: str, only: Container[str] | None = None) -> dict[str, int]:
     """How many values of each variable in a SavedModel's folder are NaN or infinite; variables without any are left out.
+
+    Args:
+        path: the folder.
+        only: the checkpoint keys to look at; None looks at all.
 
     Raises:
         DigestError: the variables cannot be read.
@@ -21,7 +25,7 @@ def nonfinite_variables(path: str) -> dict[str, int]:
     reader = checkpoint_reader(path)
     found = {}
     for key, (dtype, _) in variables_layout(path).items():
-        if dtype.startswith(("float", "bfloat", "complex")):
+        if (only is None or key in only) and dtype.startswith(("float", "bfloat", "complex")):
             value = np.asarray(reader.get_tensor(key))
             value = value.astype(np.float32) if dtype == "bfloat16" else value
             if bad := int(value.size - np.isfinite(value).sum()):
@@ -29,15 +33,16 @@ def nonfinite_variables(path: str) -> dict[str, int]:
     return found
 
 
-def check_weights(path: str, meant: Iterable[str] = ()) -> CheckResult:
-    """Looks at every variable.
+def check_weights(path: str, meant: Iterable[str] = (), only: Container[str] | None = None) -> CheckResult:
+    """Looks at the variables.
 
     Args:
         path: the SavedModel's local folder.
         meant: variables that hold such values on purpose, as the version before did: bounds not set yet, say.
+        only: see `nonfinite_variables`.
     """
     try:
-        found = {key: bad for key, bad in nonfinite_variables(path).items() if key not in set(meant)}
+        found = {key: bad for key, bad in nonfinite_variables(path, only).items() if key not in set(meant)}
     except (ValueError, RuntimeError, LookupError) as error:
         return refused(NAME, str(error))
     if not found:

@@ -200,3 +200,12 @@ def test_rows_without_labels_go_by_their_own_time_and_events_tell_what_happened(
     ]
     for cuts in ([1], [3], [1, 2, 3, 4, 5]):
         assert learn("cut" + "-".join(map(str, cuts)), cuts).equals(events)
+
+
+def test_a_missing_value_in_the_rows_that_a_learner_rehearses_is_no_reason_to_refuse_it(tmp_path, seed) -> None:
+    rows = labelled(list(range(12)))
+    values = rows.column("a").to_pylist()
+    rows = rows.set_column(0, "a", pa.array([None, *values[1:]], pa.float64()))
+    _, given = step(tmp_path, seed).advance({}, {"in": rows}, MAX_WATERMARK_US)
+    assert given["activations"].num_rows == 2
+    assert "refused" not in given
