@@ -25,6 +25,7 @@ from rich.table import Table
 from bench import nab
 
 SERIES = Path(__file__).parent / "nab_series"
+RESULTS = Path(__file__).parent / "anomalies.json"
 OURS = "Midstream detect-anomalies"
 TRANSFORM_ROWS = 2000  # through Beam's own transform; it takes minutes for all
 KEYS, KEY_ROWS = 4096, 200
@@ -213,7 +214,9 @@ def main(quick: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     show(console, lines, extra)
     console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {time.monotonic() - started:.0f} s", highlight=False)
-    print(json.dumps({"bench": "anomalies", "lines": [each._asdict() for each in lines], **extra}))
+    found = {"bench": "anomalies", "lines": [each._asdict() for each in lines], **extra}
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found))
 
 
 def show(console: Console, lines: list[Line], extra: dict[str, Any]) -> None:

@@ -37,13 +37,15 @@ def series(file: Path, rows: int = 700, seed: int = 1) -> Path:
     return write(file, {"timestamp": times(rows), "value": values(rows, seed)})
 
 
-def run(source: Path, output: Path, **params: Any) -> dict[str, Any]:
+def run(source: Path, output: Path, *, runner: str = "direct", **params: Any) -> dict[str, Any]:
     """Runs the template and gives its counts."""
+    from pipelines.commands.run import on_runner
     from pipelines.detection.execute import DetectionExecution
 
     template, here = templates.load("detect-anomalies")
     given = {"input": str(source), "output": str(output)} | {name: str(value) for name, value in params.items()}
-    outcome = DetectionExecution(template.fill(given, here)).run()  # type: ignore[arg-type]
+    job = on_runner(template.fill(given, here), runner=runner)  # type: ignore[type-var]
+    outcome = DetectionExecution(job).run()
     assert not outcome.problems, outcome.problems
     return outcome.counts
 

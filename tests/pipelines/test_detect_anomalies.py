@@ -79,6 +79,15 @@ def test_micro_batches_give_the_same_files(folder: Path, scored: Path, tmp_path:
         assert pq.read_table(tmp_path / "out" / part).to_pylist() == pq.read_table(scored / part).to_pylist(), part
 
 
+@pytest.mark.parametrize("runner", ["prism", "flink", "spark"])
+def test_every_runner_gives_the_same_files(tmp_path: Path, runner: str) -> None:
+    series(tmp_path / "in" / "one.csv")
+    series(tmp_path / "in" / "group" / "two.csv", 900, seed=2)
+    run(tmp_path / "in", tmp_path / "direct", mode="batch")
+    run(tmp_path / "in", tmp_path / "out", runner=runner, micro_batch_records=700)
+    assert csv_files(tmp_path / "out") == csv_files(tmp_path / "direct")
+
+
 def test_a_job_goes_on_with_files_that_come_later(folder: Path, tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     series(source / "a.csv", seed=1)
