@@ -52,6 +52,10 @@ class Paused(LogError):
     """A job wanted to decide something while decisions by jobs are paused."""
 
 
+class SomebodyWasFirst(LogError):
+    """The log was changed since somebody looked at it; says by whom."""
+
+
 class NothingToRollBack(LogError):
     """There is no version to go back to."""
 
@@ -98,6 +102,11 @@ class _View(NamedTuple):
     def _entry(self, place: int) -> Activation | None:
         entry = self.entries[int(self.timeline.sequence[place]) - 1] if place >= 0 else None
         return entry if isinstance(entry, Activation) else None
+
+    @property
+    def last_decision(self) -> Activation | Pause | None:
+        """The last entry that is no seal."""
+        return next((entry for entry in reversed(self.entries) if not isinstance(entry, Seal)), None)
 
     @property
     def paused(self) -> Pause | None:
@@ -160,6 +169,7 @@ class ActivationLog:
         share: float | None = None,
         automatic: bool = False,
         evidence: Mapping[str, Any] | None = None,
+        after: int | None = None,
     ) -> Activation:
         """Makes a version live from a boundary of the refresh grid on.
 
@@ -177,6 +187,7 @@ class ActivationLog:
             share: of the keys, for a canary.
             automatic: a job decides this, which a pause forbids.
             evidence: what an automatic decision rests on.
+            after: the last decision in the log that the caller knew of, see `last_decision`; None to decide whatever it is.
 
         Returns:
             The entry, new or there before.
@@ -185,6 +196,7 @@ class ActivationLog:
             UnknownVersion: it was not published.
             ActivationInPast: another job has begun to serve a time from which this would be effective.
             Paused: `automatic`, and decisions by jobs are paused.
+            SomebodyWasFirst: there is a decision behind `after`.
             LogError: a trial of the live version, or a share that cannot be.
             LogCorrupt, OSError: see `entries` and `models.storage`.
         """
@@ -192,7 +204,25 @@ class ActivationLog:
         if fault := share_fault(kind, share):
             raise LogError(fault)
         new = Activation(0, self.model, int(version), 0, reason, by, "", kind, float(share), evidence)
-        return self._append(self._activation(new, effective_from_us, not_before_us, automatic))
+        return self._append(self._known(after, self._activation(new, effective_from_us, not_before_us, automatic)))
+
+    def last_decision(self) -> int:
+        """The number of the last entry that is no seal; 0 in an empty log. For `after`."""
+        last = self._refreshed().last_decision
+        return last.sequence if last is not None else 0
+
+    def _known(self, after: int | None, draft: Callable[[_View], NewEntry]) -> Callable[[_View], NewEntry]:
+        def checked(view: _View) -> NewEntry:
+            entry, last = draft(view), view.last_decision
+            if after is not None and last is not None and last.sequence > after and entry.sequence > len(view.entries):
+                what = f"{last.kind} to version {last.version}" if isinstance(last, Activation) else "pause"
+                raise SomebodyWasFirst(
+                    f"{last.by} was first, at {last.at}: entry {last.sequence}, {what}, because: {last.reason}. Nothing was "
+                    "changed; look at the log, and give the command again if it still holds."
+                )
+            return entry
+
+        return checked
 
     def preview(
         self,
@@ -264,7 +294,15 @@ class ActivationLog:
 
         return draft
 
-    def rollback(self, by: str, reason: str, to: int | None = None, effective_from_us: int | None = None) -> Activation:
+    def rollback(
+        self,
+        by: str,
+        reason: str,
+        to: int | None = None,
+        effective_from_us: int | None = None,
+        after: int | None = None,
+        preview: bool = False,
+    ) -> Activation:
         """Makes an earlier version live again, by one more activation.
 
         The current version is the one live at the earliest boundary that is possible now. What is scheduled for later stays
@@ -275,6 +313,8 @@ class ActivationLog:
             reason: for people and for reports.
             to: the version; None for the one that was live before the current one.
             effective_from_us: see `activate`.
+            after: see `activate`.
+            preview: give the entry and write nothing.
 
         Raises:
             NothingToRollBack: nothing was live before, or `to` is live already.
@@ -302,7 +342,7 @@ class ActivationLog:
             target = to if to is not None else lived[-1] if on_trial else lived[-2]
             return self._checked(view, Activation(0, self.model, target, 0, reason, by, "", "rollback"), boundary)
 
-        return self._append(draft)
+        return draft(self._refreshed()) if preview else self._append(self._known(after, draft))
 
     def seal(self, until_us: int, by: str) -> Seal:
         """Notes that a job begins to serve event times below `until_us`, before it does.

@@ -45,7 +45,8 @@ def main() -> None:
 
 for command in (
     *(run.run, run.replay, run.list_templates),
-    *(operate.publish, operate.activate, operate.rollback, operate.log, operate.versions),
+    *(operate.publish, operate.activate, operate.canary, operate.shadow, operate.promote, operate.rollback, operate.pause),
+    *(operate.status, operate.log, operate.versions),
 ):
     main.add_command(command)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from models.activation_log import Activation, ActivationInPast
+from models.activation_log import Activation, ActivationInPast, Paused
 from models.gate.gate import check_learnt
 from models.gate.result import GateRefused
 from models.learning import LearningModel
@@ -176,11 +176,14 @@ def activate_learnt(
         reason = f"learnt from {row['rows']} rows"
         version, effective_from_us = row["version"], row["effective_from_us"]
         try:
-            yield log.activate(version, effective_from_us, by=by, reason=reason)
-        except ActivationInPast:
-            if strict:
-                raise
-            yield log.activate(version, None, by=by, reason=reason, not_before_us=effective_from_us)
+            try:
+                yield log.activate(version, effective_from_us, by=by, reason=reason, automatic=True)
+            except ActivationInPast:
+                if strict:
+                    raise
+                yield log.activate(version, None, by=by, reason=reason, not_before_us=effective_from_us, automatic=True)
+        except Paused:  # it stays a candidate
+            continue
 
 
 class _Learners:

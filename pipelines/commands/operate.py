@@ -1,16 +1,21 @@
-"""`midstream publish`, `activate`, `rollback`, `log` and `versions`: what changes and shows what is live."""
+"""`midstream publish`, `activate`, `canary` ... `log`, `status`: what changes and shows what is live."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.commands.common import AS_JSON, DRY_RUN, MODEL, REGISTRY, hushed, parse_time, print_rows, time_text, who
 
+FROM = click.option(
+    "--from", "effective_from", metavar="TIME", help="From this event time on (ISO 8601). Default: as soon as possible."
+)
+
 if TYPE_CHECKING:
+    from models.activations import Kind
     from models.gate.result import GateReport
     from models.registry import Registry
 
@@ -93,9 +98,7 @@ def publish(
 @REGISTRY
 @MODEL
 @click.argument("version", type=int)
-@click.option(
-    "--from", "effective_from", metavar="TIME", help="From this event time on (ISO 8601). Default: as soon as possible."
-)
+@FROM
 @click.option("--reason", default="activated by hand", show_default=True, help="Noted in the activation log.")
 @DRY_RUN
 @AS_JSON
@@ -109,30 +112,176 @@ def activate(
     _activate(registry, model, version, effective_from, reason, dry_run=dry_run, as_json=as_json)
 
 
-@click.command(short_help="Go back to the version that was live before.")
+@click.command(short_help="Let a version serve a share of the keys.")
+@REGISTRY
+@MODEL
+@click.argument("version", type=int)
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True)
+@FROM
+@click.option("--reason", default="canary by hand", show_default=True, help="Noted in the activation log.")
+@DRY_RUN
+@AS_JSON
+def canary(
+    registry: str,
+    model: str,
+    version: int,
+    share: float,
+    effective_from: str | None,
+    reason: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Let VERSION serve a share of the keys, beside the live version, up to the next entry of the log.
+
+    Which keys follows from a stable hash of the job's `key`; a larger share keeps those of a smaller one. `promote` makes the
+    version live for all, `rollback` ends the trial.
+    """
+    _activate(registry, model, version, effective_from, reason, kind="canary", share=share, dry_run=dry_run, as_json=as_json)
+
+
+@click.command(short_help="Let a version predict beside the live one, for comparison only.")
+@REGISTRY
+@MODEL
+@click.argument("version", type=int)
+@FROM
+@click.option("--reason", default="shadow by hand", show_default=True, help="Noted in the activation log.")
+@DRY_RUN
+@AS_JSON
+def shadow(
+    registry: str, model: str, version: int, effective_from: str | None, reason: str, dry_run: bool, as_json: bool
+) -> None:
+    """Let VERSION predict beside the live version, up to the next entry of the log.
+
+    A job that runs with compare=true writes what it says into columns beside_..., for comparison only.
+    """
+    _activate(registry, model, version, effective_from, reason, kind="shadow", share=0.0, dry_run=dry_run, as_json=as_json)
+
+
+@click.command(short_help="Make the version on trial live for all.")
+@REGISTRY
+@MODEL
+@FROM
+@click.option("--reason", default="promoted by hand", show_default=True, help="Noted in the activation log.")
+@DRY_RUN
+@AS_JSON
+def promote(registry: str, model: str, effective_from: str | None, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Make the version that is a canary or a shadow live for all keys."""
+    from models.activation_log import ActivationLog, LogError
+
+    timeline = ActivationLog(registry, model).timeline()
+    version = int(timeline.challenger[-1]) if len(timeline) else 0
+    if not version:
+        raise LogError(f"{model} has no version on trial. `midstream activate` makes any version live.")
+    _activate(registry, model, version, effective_from, reason, kind="promote", dry_run=dry_run, as_json=as_json)
+
+
+@click.command(short_help="Go back to the version that was live before, or end a trial.")
 @REGISTRY
 @MODEL
 @click.option("--to", type=int, help="The version to go back to. Default: the one that was live before.")
 @click.option("--reason", required=True, help="Noted in the activation log.")
-def rollback(registry: str, model: str, to: int | None, reason: str) -> None:
-    """Go back to the version that was live before, as soon as possible."""
+@DRY_RUN
+@AS_JSON
+def rollback(registry: str, model: str, to: int | None, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Go back to the version that was live before, as soon as possible; while one is on trial, end the trial."""
     from models.activation_log import ActivationLog
 
-    entry = ActivationLog(registry, model).rollback(by=who(), reason=reason, to=to)
-    click.echo(f"{model} version {entry.version} is live again from {time_text(entry.effective_from_us)}")
+    opened = ActivationLog(registry, model)
+    entry = opened.rollback(by=who(), reason=reason, to=to, after=opened.last_decision(), preview=dry_run)
+    if as_json:
+        click.echo(json.dumps(asdict(entry) | {"dry_run": dry_run}))
+        return
+    would = "would be" if dry_run else "is"
+    click.echo(f"{model} version {entry.version} {would} live again from {time_text(entry.effective_from_us)}")
+
+
+@click.command(short_help="Forbid jobs to decide what is live, or let them again.")
+@REGISTRY
+@MODEL
+@click.option("--resume", is_flag=True, help="End the pause.")
+@click.option("--reason", default="by hand", show_default=True, help="Noted in the activation log.")
+@DRY_RUN
+@AS_JSON
+def pause(registry: str, model: str, resume: bool, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Forbid jobs to decide what is live: what a learner makes stays a candidate, rules act on nothing. People may go on."""
+    from models.activation_log import ActivationLog
+
+    opened = ActivationLog(registry, model)
+    if not dry_run:
+        opened.pause(not resume, by=who(), reason=reason)
+    if as_json:
+        click.echo(json.dumps({"model": model, "paused": not resume, "reason": reason, "dry_run": dry_run}))
+    else:
+        click.echo(f"jobs {'may decide again' if resume else 'decide nothing'} about {model}{' (dry run)' if dry_run else ''}")
 
 
 @click.command(short_help="Show what was live from when on, and why.")
 @REGISTRY
 @MODEL
+@click.option("--last", type=click.IntRange(1), help="Only so many of the latest entries.")
 @AS_JSON
-def log(registry: str, model: str, as_json: bool) -> None:
-    """Show the activation log of a model: what was live from when on, and why."""
+def log(registry: str, model: str, last: int | None, as_json: bool) -> None:
+    """Show the activation log of a model: what was live or on trial from when on, by whom, and why."""
     from models.activation_log import Activation, ActivationLog
+    from models.activations import Seal
 
-    entries = [e for e in ActivationLog(registry, model).entries() if isinstance(e, Activation)]
-    rows = [(e.sequence, e.version, time_text(e.effective_from_us), e.kind, e.reason, e.by, e.at) for e in entries]
-    print_rows(("entry", "version", "live from (event time)", "kind", "reason", "by", "at"), rows, as_json)
+    rows: list[tuple[Any, ...]] = []
+    for entry in ActivationLog(registry, model).entries():
+        if isinstance(entry, Activation):
+            share = None if entry.share == 1.0 else f"{entry.share:.0%}"
+            when = time_text(entry.effective_from_us)
+            rows.append(
+                (entry.sequence, entry.version, when, entry.kind, share, entry.reason, entry.by, entry.at, entry.evidence)
+            )
+        elif not isinstance(entry, Seal):
+            kind = "pause" if entry.paused else "resume"
+            rows.append((entry.sequence, None, None, kind, None, entry.reason, entry.by, entry.at, None))
+    names: tuple[str, ...] = ("entry", "version", "live from (event time)", "kind", "share", "reason", "by", "at", "evidence")
+    if last is not None:
+        rows = rows[-last:]
+    if not as_json:  # the evidence is for programs; its essence is in the reason
+        names, rows = names[:-1], [row[:-1] for row in rows]
+    print_rows(names, rows, as_json)
+
+
+@click.command(short_help="Show what is live, on trial, waiting and paused.")
+@REGISTRY
+@click.option("--model", metavar="NAME", help="Only this model.")
+@AS_JSON
+def status(registry: str, model: str | None, as_json: bool) -> None:
+    """Show of every model what is live, what is on trial, the newest candidate, and how far jobs have served."""
+    from models.activation_log import ActivationLog
+    from models.registry import Registry
+
+    opened = Registry(registry)
+    rows = []
+    for name in [model] if model else opened.models():
+        activations = ActivationLog(registry, name)
+        timeline, earliest = activations.timeline(), activations.earliest_us()
+        at = int(timeline.effective_from_us.searchsorted(earliest, side="right")) - 1
+        trial = None
+        if at >= 0 and timeline.challenger[at]:
+            share = timeline.share_ppm[at] / 1e6
+            trial = f"{timeline.challenger[at]} ({f'canary {share:.0%}' if share else 'shadow'})"
+        scheduled = ", ".join(
+            f"{change.version} from {time_text(change.effective_from_us)}"
+            for change in timeline.changes_between(earliest + 1, 2**62)[:3]
+        )
+        paused = activations.paused()
+        rows.append(
+            (
+                name,
+                int(timeline.version[at]) or None if at >= 0 else None,
+                trial,
+                scheduled or None,
+                opened.newest(name),
+                time_text(earliest),
+                f"{paused.by}: {paused.reason}" if paused else None,
+                activations.last_decision(),
+            )
+        )
+    names = ("model", "live", "on trial", "scheduled", "newest version", "served up to", "paused by", "last entry")
+    print_rows(names, rows, as_json)
 
 
 @click.command(short_help="Show the versions in a registry.")
@@ -159,6 +308,8 @@ def _activate(
     effective_from: str | None,
     reason: str,
     *,
+    kind: Kind = "activate",
+    share: float = 1.0,
     dry_run: bool = False,
     as_json: bool = False,
     quiet: bool = False,
@@ -167,14 +318,18 @@ def _activate(
 
     at_us = None if effective_from is None else parse_time(effective_from)
     log = ActivationLog(registry, model)
-    log.preview(version, at_us, by=who(), reason=reason)  # what can be refused at once is
+    after = log.last_decision()
+    # What can be refused at once is.
+    entry = log.preview(version, at_us, by=who(), reason=reason, kind=kind, share=share)
     _try_out_if_unknown(registry, model, version)
-    entry = (log.preview if dry_run else log.activate)(version, at_us, by=who(), reason=reason)
+    if not dry_run:
+        entry = log.activate(version, at_us, by=who(), reason=reason, kind=kind, share=share, after=after)
     if as_json:
         click.echo(json.dumps(asdict(entry) | {"dry_run": dry_run}))
     elif not quiet:
+        what = {"canary": f"a canary for {share:.0%} of the keys", "shadow": "a shadow"}.get(kind, "live")
         would = "would be" if dry_run else "is"
-        click.echo(f"{model} version {entry.version} {would} live from {time_text(entry.effective_from_us)} (event time) on")
+        click.echo(f"{model} version {entry.version} {would} {what} from {time_text(entry.effective_from_us)} (event time) on")
 
 
 def _try_out_if_unknown(registry: str, model: str, version: int) -> None:
