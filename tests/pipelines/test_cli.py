@@ -238,7 +238,7 @@ class TestProcesses:
     def test_a_full_disk_is_said_and_the_next_run_goes_on(self, given, tmp_path):
         """A limit on the size of files stands for the disk."""
         process = start(
-            "run", "serve", *params(**given), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+            "run", "serve", *params(**given), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
         )
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 1
