@@ -1,12 +1,13 @@
 # make run    sets up and runs the demonstration      make test   sets up and runs the tests
 # make setup  only sets up                            make bench  measures, beside the rivals
+# make conformance  one pipeline on every runner: the same bytes everywhere?
 # make engines  fetches Flink, Spark and Kafka, and builds Prism (Java 17, Maven and Go are needed)
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: run engines setup setup-dev test bench lint clean
+.PHONY: run engines conformance setup setup-dev test bench lint clean
 
 run: setup
 	$(BIN)/midstream run electricity --fresh
@@ -32,6 +33,10 @@ engines: setup
 
 test: lint engines
 	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.conformance
+
+conformance: setup-dev engines
+	$(BIN)/python -m tests.conformance
 
 lint: setup-dev
 	$(BIN)/ruff check .

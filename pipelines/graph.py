@@ -214,7 +214,8 @@ def _evaluate(
 ) -> tuple[beam.PCollection, beam.PCollection]:
     join = _join(resolved)
     wanted = [name for name in evaluation_columns(resolved) if name not in (join.label, LABEL_TIME)]
-    kept = list(dict.fromkeys([*wanted, *join.on, WATERMARK]))
+    # Rows of windows met no watermark.
+    kept = list(dict.fromkeys([*wanted, *join.on, *({WATERMARK} & set(resolved.features.names))]))
     narrow = predictions | "to evaluate" >> beam.Map(lambda batch: batch.select(kept)).with_output_types(pa.RecordBatch)
     given = {"records": narrow, "labels": labels} | mode.advance(join, "evaluate")
     return given["labelled"], given["unmatched"]

@@ -47,14 +47,14 @@ _TASK_MEMORY = {
     "taskmanager.memory.task.off-heap.size": "0",
     "taskmanager.memory.framework.heap.size": "128m",
     "taskmanager.memory.framework.off-heap.size": "128m",
-    "taskmanager.memory.network.min": "64m",
-    "taskmanager.memory.network.max": "64m",
+    "taskmanager.memory.network.min": "128m",
+    "taskmanager.memory.network.max": "128m",
     "taskmanager.memory.managed.size": "128m",
     "taskmanager.memory.jvm-metaspace.size": "384m",
     "taskmanager.memory.jvm-overhead.min": "192m",
     "taskmanager.memory.jvm-overhead.max": "192m",
 }
-_TASK_JVM = [f"-Xmx{_TASK_HEAP_MIB + 256}m", "-Xms128m", "-XX:MaxDirectMemorySize=320m", "-XX:MaxMetaspaceSize=384m"]
+_TASK_JVM = [f"-Xmx{_TASK_HEAP_MIB + 256}m", "-Xms128m", "-XX:MaxDirectMemorySize=384m", "-XX:MaxMetaspaceSize=384m"]
 
 
 class FlinkCluster:

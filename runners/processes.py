@@ -37,7 +37,7 @@ _TAIL_LINES = 25
 _ERROR = re.compile(r"\b(ERROR|FATAL|SEVERE)\b|^Exception in thread")
 # What engines say as an error at every start or stop, and nobody can do anything about.
 _NOISE = re.compile(
-    r"RECEIVED SIGNAL|Clean up app dir|listener notification task|Failed to add|"
+    r"RECEIVED SIGNAL|executing runnable|data plane|in thread read_|Clean up app dir|listener notification task|Failed to add|"
     r"SerializingExecutor|DefaultJobBundleFactory|log4j:|SLF4J|StatusLogger|Failed to shut ?down|Shutting down"
 )
 

@@ -291,3 +291,23 @@ class TestGoingOn:
             serve(file, output=tmp_path / "out", mode="batch")
         serve(file, output=tmp_path / "batch", mode="batch")
         assert "ran to its end before" in serve(file, output=tmp_path / "batch").notices[0]
+
+
+def test_windows_are_evaluated_with_labels_of_their_own(serve: Serve, tmp_path: Path) -> None:
+    rows = records(40)
+    input = write_csv(tmp_path / "records.csv", rows)
+    labels = ["known,id,truth", "2026-01-01T00:01:00,9,1", "2026-01-01T00:01:01,19,0"]
+    ran = serve(
+        input,
+        label="truth",
+        labels_input=write_csv(tmp_path / "labels.csv", labels),
+        labels_time="known",
+        labels_on="id",
+        label_horizon="1h",
+        windows="fixed",
+        window_size="10s",
+        aggregates="id=max(id);a=sum(a);b=sum(b)",
+        keep="id",
+    )
+    last = {row["sequence"]: row["id"] for row in ran.rows()}
+    assert {last[row["sequence"]]: row["truth"] for row in ran.rows("evaluations")} == {9: 1, 19: 0}
