@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipelines.replay import save_job
 from pipelines.report import write_report
 from pipelines.resolve import JobError, resolve
 from pipelines.summary import Summary, summarise
+from pipelines.topics import empty_partitions
 from runners.checkpoint import Checkpoint
 from runners.graphs import open_graph
 from runners.micro_batch import DRAIN, MicroBatch, MicroBatchDriver, Stop
@@ -35,6 +37,7 @@ from transforms.batches import EVENT_TIME, MAX_WATERMARK_US, event_time_us
 from transforms.bounded_run import BoundedRun
 from transforms.sinks import part_name
 
+_logger = logging.getLogger("midstream")
 _TRIES = 3  # of a batch whose log is changed while it runs
 
 
@@ -92,6 +95,7 @@ class Execution:
         self._notices: list[str] = []
         self._judge: Judge | None = None
         self._run_file = str(self._output / "checkpoint" / "run.json")
+        self._waiting: list[str] = []
         self._published: Published | None = None
         where = job.run.model_dump(include={"runner", "parallelism", "master", "workers", "preinstalled"})
         self._graph = open_graph(lambda pipeline: build(Bounded(pipeline, self._run_file), self.resolved), **where)
@@ -163,6 +167,8 @@ class Execution:
         if plan is not None and self.job.seal and self.job.kind != "learn":
             self._log.seal(plan.max_event_time_us + 1, by=self.job.name)
             self._settle(plan.max_event_time_us + 1)
+        if plan is not None and self.resolved.ordered:
+            self._tell_of_empty_partitions(plan)
         reads = {} if plan is None else plan.reads(self.resolved.ordered)
         watermark_us = MAX_WATERMARK_US if plan is None else plan.watermark_us
         run = BoundedRun(
@@ -177,6 +183,16 @@ class Execution:
         counts = self._run(run)
         self._publish(batch.number)
         return {"records": plan.rows if plan else 0, "counts": counts}
+
+    def _tell_of_empty_partitions(self, plan: StreamPlan) -> None:
+        found = (
+            empty_partitions(self.resolved.records, plan.records_end),
+            empty_partitions(self.resolved.labels, plan.labels_end),
+        )
+        before, self._waiting = self._waiting, [told for told in found if told is not None]
+        if not before and self.job.run.trigger != "available-now":
+            for told in self._waiting:
+                _logger.warning(told)  # at once: such a job has no end
 
     def _latencies(self) -> dict[int, float]:
         model = self.job.model
@@ -301,6 +317,7 @@ class Execution:
         windowed = any(step.windows is not None for step in self.job.steps)
         summary = summarise(str(self._output), records, counts.get("filtered", 0), label, seconds, versions, windowed)
         ended = last is not None and (checkpoint.commit(last) or {}).get(DRAIN)
+        self._notices += [] if ended else self._waiting
         if not ended and self.resolved.ordered and summary.lost is not None and summary.lost > 0:
             self._notices.append(
                 f"{summary.lost:,} records wait for what is still to come; lost ones can be told apart only at the end"

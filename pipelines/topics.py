@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.job import KafkaSection, SourceSection
+from transforms.batches import MIN_WATERMARK_US
 from transforms.kafka.client import KafkaClient, Topic
+from transforms.kafka.planning import KafkaPosition
 from transforms.kafka.source import KafkaSource, TopicReader
 from transforms.schema import Schema, TimeSpec
+from transforms.sources import Position, Source
 
 _SHOWN_MESSAGES = 1000  # looked at to propose columns
-_LOOK_S = 5.0
 
 
 def client_of(section: KafkaSection) -> KafkaClient:
@@ -60,6 +62,20 @@ def topic_source(section: SourceSection, time: TimeSpec, declare: str) -> KafkaS
     return source
 
 
+def empty_partitions(source: Source | None, end: Position | KafkaPosition) -> str | None:
+    """What to tell of partitions that have had no record yet, where a stream waits for them; None if it does not."""
+    if not isinstance(source, KafkaSource) or not isinstance(end, KafkaPosition):
+        return None
+    empty = [number for number, at in end.partitions.items() if at.newest_us == MIN_WATERMARK_US and not at.idle]
+    if not empty or len(empty) == len(end.partitions):
+        return None
+    names = ", ".join(map(str, sorted(empty)))
+    return (
+        f"topic {source.topic}: nothing is closed or put in order before there is a record in partition {names}, too. If it "
+        "may stay empty, name a time after which it is not waited for: --param idle=1m"
+    )
+
+
 def _columns_wanted(client: KafkaClient, topic: str, format: str, declare: str) -> str:
     """Why a topic's columns are not inferred, with a proposal from its first messages."""
     wanted = (
@@ -73,8 +89,11 @@ def _columns_wanted(client: KafkaClient, topic: str, format: str, declare: str) 
     for task in source.all_tasks():
         (part,) = task.ranges
         reader = TopicReader(source, {part.index: part.start_row})
+        found: list[bytes | None] = []
         try:
-            found = [message for _, messages in reader.poll(_LOOK_S, at_most=_SHOWN_MESSAGES) for message in messages.values]
+            while reader.positions[part.index] < (part.end_row or 0) and len(found) < _SHOWN_MESSAGES:
+                for _, messages in reader.poll(at_most=_SHOWN_MESSAGES):
+                    found += messages.values
         finally:
             reader.close()
         lines += [line.replace(b"\n", b" ") for line in found if line]

@@ -31,6 +31,9 @@ class Cluster:
         self._admin.create_topics([NewTopic(name, num_partitions=partitions)])[name].result()
         return name
 
+    def exists(self, topic: str) -> bool:
+        return topic in self._admin.list_topics(timeout=10).topics
+
     def delete(self, topic: str) -> None:
         self._admin.delete_topics([topic], operation_timeout=10)[topic].result()
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from confluent_kafka.admin import NewTopic
 
 from pipelines import template as templates
 from pipelines.execute import Execution
 from pipelines.resolve import JobError
+from runners.local_kafka import kafka_broker
+from runners.micro_batch import Stop
+from runners.processes import free_ports
 from tests.kafka import Cluster
 from tests.pipelines import jobs
 from tests.pipelines.test_live_swap import AfterCommit, at, check_every_prediction, midstream
-from transforms.kafka.client import KafkaDataLost, KafkaUnavailable
+from transforms.kafka.client import KafkaClient, KafkaDataLost, KafkaUnavailable
 
 COLUMNS = "time:string,id:int64,a:float64,b:float64"
 PARTITIONS = 3
@@ -188,3 +196,87 @@ def test_columns_are_proposed_and_topics_looked_up(kafka: Cluster, params: dict[
         run(params | {"topic": "nowhere"})
     with pytest.raises(JobError, match="could not list the topics"):
         run(params | {"bootstrap": "127.0.0.1:1", "patience": "100ms"})
+
+
+def test_it_runs_on_and_on_and_predicts_what_comes(kafka: Cluster, params: dict[str, Any]) -> None:
+    stop = Stop()
+    template, here = templates.load("serve-kafka")
+    job = template.fill({name: str(value) for name, value in params.items()} | {"every": "100ms"}, here)
+    thread = threading.Thread(target=lambda: Execution(job, stop=stop).run())
+    thread.start()
+    try:
+        wait_for(lambda: len(kafka.read(params["predictions_topic"])) == 1500, kafka, params)
+        sent = time.time()
+        send(kafka, params["topic"], jobs.records(30, start=1500).drop_columns(["label"]))
+        wait_for(lambda: len(kafka.read(params["predictions_topic"])) == 1530, kafka, params)
+        print(f"30 records were sent, predicted and read {time.time() - sent:.1f} s later")
+    finally:
+        stop.set()
+        thread.join()
+    check_topic(kafka, params)
+
+
+def wait_for(done: Callable[[], bool], kafka: Cluster, params: dict[str, Any], limit_s: float = 120) -> None:
+    until = time.monotonic() + limit_s
+    while not (kafka.exists(params["predictions_topic"]) and done()):
+        assert time.monotonic() < until, "nothing came for too long"
+
+
+def test_an_empty_partition_is_told_of_where_it_is_waited_for(kafka: Cluster, params: dict[str, Any]) -> None:
+    topic = kafka.topic(2)
+    kafka.send(topic, jobs.records(300).drop_columns(["label"]).to_pylist())
+    own = params | {"topic": topic, "keep": "id", "windows": "fixed", "window_size": "1m", "aggregates": "a=mean(a);b=sum(b)"}
+    windows = own | {"keep": None, "out_of_orderness": "0s"}
+    held = run(windows)
+    assert held.summary["predictions"] == 0
+    assert "record in partition 1, too" in " ".join(held.notices)
+    labelled = own | {"windows": None, "window_size": None, "aggregates": None}
+    assert run(labelled | {"output": f"{params['output']}-2"}).summary["predictions"] == 300, "no order, no wait"
+    idle = windows | {"idle": "1us", "output": f"{params['output']}-3"}
+    assert [row["window_end"].minute for row in run(idle | {"keep": "window_end"}).rows()] == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A broker that wants TLS and a password; its address and the certificate to trust."""
+    store, certificate = tmp_path / "broker.p12", tmp_path / "ca.pem"
+    keytool = ["keytool", "-keystore", str(store), "-storepass", "secret", "-alias", "broker"]
+    named = ["-dname", "CN=127.0.0.1", "-ext", "san=ip:127.0.0.1", "-keyalg", "RSA", "-storetype", "PKCS12"]
+    subprocess.run([*keytool, "-genkeypair", *named], check=True, capture_output=True)
+    shown = subprocess.run([*keytool, "-exportcert", "-rfc"], check=True, capture_output=True)
+    certificate.write_bytes(shown.stdout)
+    plain, controller, port = free_ports(3)
+    login = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_serve="right";'
+    settings = {
+        "listeners": f"PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},SAFE://127.0.0.1:{port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{plain},SAFE://127.0.0.1:{port}",
+        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SAFE:SASL_SSL",
+        "listener.name.safe.sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.safe.plain.sasl.jaas.config": login,
+        "ssl.keystore.location": store,
+        "ssl.keystore.password": "secret",
+        "ssl.keystore.type": "PKCS12",
+    }
+    with kafka_broker(settings=settings):
+        yield f"127.0.0.1:{port}", certificate
+
+
+def test_tls_and_a_password_from_a_file(secure: tuple[str, Path], params: dict[str, Any], tmp_path: Path) -> None:
+    address, certificate = secure
+    config = tmp_path / "client.properties"
+    lines = ["security.protocol=SASL_SSL", "sasl.mechanism=PLAIN", "sasl.username=serve", f"ssl.ca.location={certificate}"]
+    config.write_text("\n".join([*lines, "sasl.password=right"]))
+    client = KafkaClient(address, config_file=str(config))
+    admin = client.admin()
+    admin.create_topics([NewTopic("orders", num_partitions=1)])["orders"].result()
+    producer = client.producer()
+    for row in jobs.records(50).drop_columns(["label"]).to_pylist():
+        producer.produce("orders", json.dumps(row))
+    producer.flush()
+    given = params | {"bootstrap": address, "topic": "orders", "client_config": config}
+    assert run(given).summary["predictions"] == 50
+    assert "right" not in (params["output"] / "job.json").read_text()
+    config.write_text("\n".join([*lines, "sasl.password=wrong"]))
+    with pytest.raises(JobError, match=r"could not list the topics: .*[Aa]uthentication"):
+        run(given | {"output": tmp_path / "other"})

@@ -35,7 +35,6 @@ _SECRETS = ("sasl.password", "ssl.key.password", "ssl.keystore.password", "ssl.k
 # Trying again does not help with these.
 _HOPELESS = (
     KafkaError._AUTHENTICATION,
-    KafkaError._SSL,
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -233,6 +232,7 @@ class Topic:
         self._client, self.name = client, name
         self._consumer: Consumer | None = None
         self._admin: AdminClient | None = None
+        self._fault: KafkaError | None = None
 
     def close(self) -> None:
         """Lets go of the connections."""
@@ -248,7 +248,7 @@ class Topic:
             KafkaUnavailable: no answer.
         """
         consumer = self._connected()
-        found = self._client.patiently("list the topics", lambda: consumer.list_topics(timeout=self._client.call_s)).topics
+        found = self._patiently("list the topics", lambda: consumer.list_topics(timeout=self._client.call_s)).topics
         if self.name not in found or not found[self.name].partitions:
             known = ", ".join(sorted(name for name in found if not name.startswith("__"))[:20]) or "none"
             raise ValueError(f"there is no topic {self.name!r} at {self._client.bootstrap}; topics there: {known}")
@@ -264,7 +264,7 @@ class Topic:
         consumer = self._connected()
         low, high = {}, {}
         for number in self.partitions():
-            low[number], high[number] = self._client.patiently(
+            low[number], high[number] = self._patiently(
                 f"tell the offsets of {self.name}/{number}",
                 partial(ends, consumer, TopicPartition(self.name, number), self._client.call_s),
             )
@@ -275,7 +275,7 @@ class Topic:
         consumer = self._connected()
         places = [TopicPartition(self.name, number, time_ms) for number in self.partitions()]
         timeout_s = self._client.call_s
-        found = self._client.patiently("look up offsets by time", lambda: consumer.offsets_for_times(places, timeout=timeout_s))
+        found = self._patiently("look up offsets by time", lambda: consumer.offsets_for_times(places, timeout=timeout_s))
         high = self.state().high
         return {place.partition: place.offset if place.offset >= 0 else high[place.partition] for place in found}
 
@@ -290,8 +290,25 @@ class Topic:
 
     def _connected(self) -> Consumer:
         if self._consumer is None:
-            self._consumer = self._client.consumer()
+            self._consumer = self._client.consumer(error_cb=self._note)
         return self._consumer
+
+    def _note(self, error: KafkaError) -> None:
+        self._fault = error
+
+    def _patiently(self, what: str, call: Callable[[], _T]) -> _T:
+        def attempt() -> _T:
+            try:
+                return call()
+            except KafkaException:
+                # What the call says is that it did not work; why, as a refused password, comes by way of the callback.
+                self._fault = None
+                self._connected().poll(0.0)
+                if self._fault is not None:
+                    raise KafkaException(self._fault) from None
+                raise
+
+        return self._client.patiently(what, attempt)
 
 
 def ends(consumer: Consumer, place: TopicPartition, timeout_s: float = CALL_S) -> tuple[int, int]:
