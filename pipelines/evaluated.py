@@ -81,6 +81,22 @@ def read_evaluations(output: str, label: str | None) -> Evaluations | None:
     return Evaluations(times_us, versions, classes, codes, right[0][:end], frozen, persistent)
 
 
+def estimates_numbers(output: str, label: str | None) -> bool:
+    """Whether the predictions are decimal numbers, so that they are near or far and not right or wrong."""
+    types = Parts(output, "evaluations").types if label is not None else {}
+    return "prediction" in types and pa.types.is_floating(types["prediction"])
+
+
+def root_mean_square(output: str, label: str) -> tuple[float | None, int]:
+    """The error of predictions that are numbers, and of how many records; those without a prediction are left out."""
+    total, count = 0.0, 0
+    for batch in Parts(output, "evaluations").batches(["prediction", label]):
+        off = pc.subtract(batch.column("prediction").cast(pa.float64()), batch.column(label).cast(pa.float64())).drop_null()
+        total += float(np.sum(off.to_numpy() ** 2))
+        count += len(off)
+    return (float(np.sqrt(total / count)) if count else None), count
+
+
 def latest_known(times_us: Int64s, label_us: Int64s, sequence: Int64s) -> Int64s:
     """For each record the place of the record whose label was the latest known one when it happened; -1 where none was known.
 

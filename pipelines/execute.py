@@ -17,6 +17,7 @@ from apache_beam.runners.runner import PipelineResult
 from models.activation_log import Activation, ActivationLog
 from models.registry import Manifest, Registry
 from models.serving import shared_cache
+from pipelines.evaluated import estimates_numbers
 from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, LABELS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
 from pipelines.judge import Judge, rules_of
@@ -91,7 +92,8 @@ class Execution:
         self._output = Path(job.output)
         self._progress = progress
         self._stop = stop or Stop()
-        self._started = time.monotonic()
+        self._started = self._reading = time.monotonic()
+        self._read = 0  # records of this go
         self._notices: list[str] = []
         self._judge: Judge | None = None
         self._run_file = str(self._output / "checkpoint" / "run.json")
@@ -182,6 +184,7 @@ class Execution:
         )
         counts = self._run(run)
         self._publish(batch.number)
+        self._read += plan.rows if plan else 0
         return {"records": plan.rows if plan else 0, "counts": counts}
 
     def _tell_of_empty_partitions(self, plan: StreamPlan) -> None:
@@ -235,6 +238,7 @@ class Execution:
                 f"the activation log of {self.job.model.name} was changed during each of {_TRIES} runs; run it again"
             )
         self._publish(0)
+        self._read += counts.get(RECORDS, 0)
         note = {"records": counts.get(RECORDS, 0), "counts": counts, DRAIN: True}
         checkpoint.write_offset(0, {"plan": None, "mode": "batch"})
         checkpoint.write_commit(0, note)
@@ -313,9 +317,13 @@ class Execution:
         if label is not None and self.resolved.outputs is not None and "prediction" not in self.resolved.outputs.names:
             self._notices.append("there is no accuracy: the model has no output named prediction to compare with the label")
             label = None
-        seconds = time.monotonic() - self._started
+        now = time.monotonic()
+        seconds, reading = now - self._started, now - self._reading
         windowed = any(step.windows is not None for step in self.job.steps)
         summary = summarise(str(self._output), records, counts.get("filtered", 0), label, seconds, versions, windowed)
+        summary = replace(summary, records_per_s=self._read / reading if self._read else None)
+        if estimates_numbers(str(self._output), label):
+            label = None  # the report compares labels that are right or wrong
         ended = last is not None and (checkpoint.commit(last) or {}).get(DRAIN)
         self._notices += [] if ended else self._waiting
         if not ended and self.resolved.ordered and summary.lost is not None and summary.lost > 0:

@@ -26,6 +26,7 @@ from pipelines.steps import Apply, Stage
 from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, WATERMARK
 from transforms.dead_letters import dead_letters
 from transforms.inference import LINEAGE, BatchModelHandler, Predict
+from transforms.label_context import LabelContext
 from transforms.label_join import LABEL_TIME, LabelJoin, own_labels
 from transforms.model_timeline import Choice
 from transforms.operators import Chain
@@ -52,6 +53,7 @@ class Resolved:
         features: schema of the rows that the model is given.
         outputs: the model's outputs as Arrow columns; None for a job that only learns.
         first_version: the version to learn on from; None for a job that only serves.
+        context: gives each record the labels known so far; None for a learner that does not want them.
     """
 
     job: JobSpec
@@ -61,6 +63,7 @@ class Resolved:
     features: pa.Schema
     outputs: pa.Schema | None
     first_version: int | None
+    context: LabelContext | None = None
 
     @property
     def ordered(self) -> bool:
@@ -93,6 +96,10 @@ def build(mode: Mode, resolved: Resolved) -> None:
     # A job that only serves need not wait for labels. One that learns does: a label may still make the version of a record.
     features, failed, late = rows | "steps" >> Apply(resolved.stages, mode.advance, records_only=job.kind == "serve")
     dead += failed
+
+    if resolved.context is not None:
+        given = {"records": features, "labels": labels} | mode.advance(resolved.context, "context")
+        features = given["out"]
 
     unmatched = None
     sinks: dict[str, beam.PCollection] = {}
@@ -177,6 +184,7 @@ def _learn(
         job.learner.every,
         job.learner.warm_up_rows,
         job.name,
+        job.learner.every_rows,
     )
     if labels is None:
         return mode.learn(train, {"in": features}, "in", job)

@@ -230,12 +230,14 @@ class LabelsSection(Section):
 class LearnerSection(Section):
     """How the model learns: an algorithm of `models.learners`.
 
-    It takes every numeric column if `features` is left out, but for those that are kept or name a record.
+    It takes every numeric column if `features` is left out, but for those that are kept or name a record. With `every_rows` a
+    version is learnt from so many rows (the first ones from fewer), otherwise from each stretch of time `every`.
     """
 
     algorithm: Algorithm = "mlp_classifier"
     features: Names = ()
     every: PositiveUs = parse_duration("1d")
+    every_rows: int | None = Field(default=None, ge=1)
     warm_up_rows: int = Field(default=1, ge=1)
     options: dict[str, Any] = {}
 

@@ -15,6 +15,7 @@ from models.registry import Registry
 from models.signature import Signature
 from pipelines.graph import Resolved
 from pipelines.job import JobSpec, LearnerSection, SourceSection
+from pipelines.labelled import label_context, settle
 from pipelines.steps import stages
 from transforms.batches import EVENT_TIME, NAME_TYPE, RESERVED, ROW, SEQUENCE, SOURCE, TIME_TYPE, WATERMARK
 from transforms.label_join import LABEL_TIME
@@ -46,6 +47,11 @@ def resolve(job: JobSpec) -> Resolved:
         if own_label is not None:
             columns = columns.remove(columns.get_field_index(own_label))
         planned, features = stages(job.steps, columns, in_order=job.in_order or job.kind != "serve")
+        context = None
+        if job.learner is not None and job.labels is not None:
+            learner = settle(job, features, records)
+            job, context = job.model_copy(update={"learner": learner}), label_context(job, learner)
+            features = context.check(features) if context is not None else features
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
     own = [name for name in features.names if name not in RESERVED]
@@ -67,7 +73,8 @@ def resolve(job: JobSpec) -> Resolved:
         raise JobError(
             f"the records have columns with names of the model's outputs or of the lineage: {', '.join(clash)}; rename them"
         )
-    return Resolved(job, records, labels, planned, features, outputs if job.kind != "learn" else None, first_version)
+    shown = outputs if job.kind != "learn" else None
+    return Resolved(job, records, labels, planned, features, shown, first_version, context)
 
 
 def check_output(folder: str) -> None:

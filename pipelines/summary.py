@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.evaluated import read_evaluations
+from pipelines.evaluated import estimates_numbers, read_evaluations, root_mean_square
 from pipelines.parts import Int64s, Parts, in_order
 from transforms.batches import EVENT_TIME, SEQUENCE
 
@@ -46,7 +46,10 @@ class Summary:
         accuracy_frozen: the same for the first version, had it stayed.
         kappa_temporal: 1 is perfect, 0 no better than repeating the label that was known last.
         evaluated: records whose label became known.
-        seconds: how long the run took.
+        seconds: how long the run took, with getting ready and summing up.
+        records_per_s: records over the time between the first one read and the last output in place, of this go at the job;
+            None where nothing was read.
+        rmse: of predictions that are numbers; there is no accuracy then.
     """
 
     records: int
@@ -63,10 +66,12 @@ class Summary:
     kappa_temporal: float | None
     evaluated: int
     seconds: float
+    records_per_s: float | None = None
+    rmse: float | None = None
 
     def to_json(self) -> str:
         """One line of JSON, keys in the order of the attributes, shares with six digits."""
-        digits = {"seconds": 3}
+        digits = {"seconds": 3, "records_per_s": 0}
         rounded = {
             name: round(value, digits.get(name, 6)) if isinstance(value, float) else value
             for name, value in asdict(self).items()
@@ -149,6 +154,11 @@ def summarise(
     came_out = len(predicted) + len(dead) - len(both)
     del sequence, predicted, dead
 
+    rmse, evaluated = None, 0
+    if estimates_numbers(output, label):
+        assert label is not None
+        rmse, evaluated = root_mean_square(output, label)
+        label = None
     evaluations = read_evaluations(output, label)
     accuracy = accuracy_frozen = kappa = None
     if evaluations is not None and len(evaluations.right):
@@ -168,8 +178,9 @@ def summarise(
         accuracy=accuracy,
         accuracy_frozen=accuracy_frozen,
         kappa_temporal=kappa,
-        evaluated=0 if evaluations is None else len(evaluations.right),
+        evaluated=evaluated if evaluations is None else len(evaluations.right),
         seconds=float(seconds),
+        rmse=rmse,
     )
 
 

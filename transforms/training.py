@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
+from models import storage
 from models.activation_log import Activation, ActivationInPast, Paused
 from models.gate.gate import check_learnt
 from models.gate.result import GateRefused
@@ -26,6 +26,7 @@ from models.registry import Training
 from models.serving import ModelError
 from transforms.batches import EVENT_TIME, MIN_WATERMARK_US, SEQUENCE, TIME_TYPE
 from transforms.dead_letters import dead_letters
+from transforms.learning_windows import Window, full_at_us, windows_of_rows, windows_of_time
 from transforms.operators import State, Tables
 
 EVENTS = "events"
@@ -54,6 +55,7 @@ class Train:
         every_us: length of the windows, aligned to the epoch.
         warm_up_rows: a version is activated only once this many rows were learnt since the start; those before stay candidates.
         by: name of the job, for the publication ids.
+        every_rows: instead of `every_us`, so many rows make a window (`transforms.learning_windows`).
     """
 
     registry: str
@@ -63,32 +65,41 @@ class Train:
     every_us: int
     warm_up_rows: int
     by: str
+    every_rows: int | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return ("activations", "refused", EVENTS)
 
     def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
+        # No version is activated before all of them are on the disk.
+        with storage.synced_together(self.registry):
+            return self._advance(state, inputs, watermark_us)
+
+    def _advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
         tables = [table for table in (state.get("pending"), inputs.get("in")) if table is not None and table.num_rows]
-        version, seen, served_us = self.first_version, 0, MIN_WATERMARK_US
+        version, seen, came, served_us = self.first_version, 0, 0, MIN_WATERMARK_US
         if "position" in state:
             (position,) = state["position"].to_pylist()
-            version, seen, served_us = position["version"], position["rows"], position["watermark_us"]
+            version, seen, came = position["version"], position["rows"], position["came"]
+            served_us = position["watermark_us"]
         activations: list[dict[str, int]] = []
         refused: list[pa.RecordBatch] = []
         events: list[pa.Table] = []
         pending = pa.concat_tables(tables) if tables else None
         if pending is not None:
-            ends = (pending.column(self.time).cast(pa.int64()).to_numpy() // self.every_us + 1) * self.every_us
-            closed = pending.filter(pa.array(ends <= watermark_us))
-            closed = closed.sort_by([(self.time, "ascending"), (SEQUENCE, "ascending")])
-            closed_ends, starts = np.unique(np.sort(ends[ends <= watermark_us]), return_index=True)
-            for end, start, stop in zip(closed_ends.tolist(), starts, np.append(starts, closed.num_rows)[1:], strict=True):
+            if self.every_rows is None:
+                windows, pending = windows_of_time(pending, self.time, self.every_us, watermark_us)
+            else:
+                windows, pending = windows_of_rows(pending, self.time, self.every_rows, came, watermark_us)
+            for learnt in windows:
                 # Rows up to the last watermark are predicted: a version from before it would rewrite what was said.
+                end = learnt.end_us
                 assert end > served_us, f"rows of the window up to {end} us came after the watermark {served_us} us"
-                window = _one_batch(closed.slice(int(start), int(stop - start)))
+                window = _one_batch(learnt.rows)
+                came += window.num_rows
                 try:
-                    version, told = self._learn(version, window, end)
+                    version, told = self._learn(version, window, learnt)
                 except (ModelError, GateRefused) as error:
                     # The learner goes on from the version before, as if these rows had not come.
                     refused.append(dead_letters(window, "learner_refused", str(error)))
@@ -98,8 +109,8 @@ class Train:
                     events.append(_stamp(told, version, end, window))
                 if seen >= self.warm_up_rows:
                     activations.append({"version": version, "effective_from_us": end, "rows": window.num_rows})
-            pending = pending.filter(pa.array(ends > watermark_us))
-        new_state = {"position": pa.table({"version": [version], "rows": [seen], "watermark_us": [watermark_us]})}
+        position = {"version": version, "rows": seen, "came": came, "watermark_us": watermark_us}
+        new_state = {"position": pa.Table.from_pylist([position])}
         if pending is not None:
             new_state["pending"] = pending
         given = {"activations": pa.Table.from_pylist(activations, ACTIVATIONS)}
@@ -112,19 +123,22 @@ class Train:
     def wake_us(self, state: State) -> int | None:
         if "pending" not in state or not state["pending"].num_rows:
             return None
+        if self.every_rows is not None:
+            came = state["position"].column("came")[0].as_py()
+            return full_at_us(state["pending"], self.time, self.every_rows, came)
         earliest_us = int(state["pending"].column(self.time).cast(pa.int64()).to_numpy().min())
         return (earliest_us // self.every_us + 1) * self.every_us
 
-    def _learn(self, parent: int, window: pa.RecordBatch, end_us: int) -> tuple[int, pa.Table | None]:
+    def _learn(self, parent: int, rows: pa.RecordBatch, window: Window) -> tuple[int, pa.Table | None]:
         registry = shared_registry(self.registry)
-        publication = f"{self.by}/learn/{end_us}"
+        publication = f"{self.by}/learn/{window.key}"
         learner = _learners.take(self.registry, self.model, parent)
-        measured, events = learner.learn_with_events(window)
+        measured, events = learner.learn_with_events(rows)
         manifest = registry.publish_variables(
             self.model,
             parent=parent,
             write_variables=learner.write_variables,
-            training=Training(end_us - self.every_us, end_us, window.num_rows),
+            training=Training(window.start_us, window.end_us, rows.num_rows),
             metrics=measured,
             publication=publication,
             check=check_learnt(registry.path(self.model, parent), learner.served),
@@ -165,25 +179,29 @@ class _Activate(beam.DoFn):
 
 def activate_learnt(
     registry: str, model: str, by: str, strict: bool, activations: Iterable[Mapping[str, int]]
-) -> Iterator[Activation]:
+) -> list[Activation]:
     """Appends rows of `ACTIVATIONS` to the activation log; see `ActivateVersions`.
 
     A call that is made again changes nothing.
     """
     log = shared_log(registry, model)
     # A version a window, a handful a batch: this loop is not over records.
-    for row in activations:
-        reason = f"learnt from {row['rows']} rows"
-        version, effective_from_us = row["version"], row["effective_from_us"]
-        try:
+    entries = []
+    with storage.synced_together(registry):
+        for row in activations:
+            reason = f"learnt from {row['rows']} rows"
+            version, effective_from_us = row["version"], row["effective_from_us"]
             try:
-                yield log.activate(version, effective_from_us, by=by, reason=reason, automatic=True)
-            except ActivationInPast:
-                if strict:
-                    raise
-                yield log.activate(version, None, by=by, reason=reason, not_before_us=effective_from_us, automatic=True)
-        except Paused:  # it stays a candidate
-            continue
+                try:
+                    entry = log.activate(version, effective_from_us, by=by, reason=reason, automatic=True)
+                except ActivationInPast:
+                    if strict:
+                        raise
+                    entry = log.activate(version, None, by=by, reason=reason, not_before_us=effective_from_us, automatic=True)
+            except Paused:  # it stays a candidate
+                continue
+            entries.append(entry)
+    return entries
 
 
 class _Learners:

@@ -32,6 +32,8 @@ KEYS = [
     "kappa_temporal",
     "evaluated",
     "seconds",
+    "records_per_s",
+    "rmse",
 ]
 
 
@@ -210,7 +212,7 @@ def test_json_is_one_line_with_the_keys_in_order(tmp_path):
     assert "\n" not in line
     assert list(json.loads(line)) == KEYS
     assert json.loads(line) | {"seconds": 0} == dict(
-        zip(KEYS, [3, 3, 0, 0, 0, 0, 1, 2, 1, None, None, None, 0, 0], strict=True)
+        zip(KEYS, [3, 3, 0, 0, 0, 0, 1, 2, 1, None, None, None, 0, 0, None, None], strict=True)
     )
 
 

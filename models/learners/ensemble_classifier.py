@@ -1,0 +1,204 @@
+"""A classifier that follows drift: experts that forget at different speeds, weighed by how they did lately.
+
+Nobody knows beforehand what a stream is like, so several kinds of learner learn it side by side: logistic regressions with
+short and long memory (a boundary that moves), a kernel average (islands), boosted trees (thresholds), a perceptron (the
+rest). Each window they are first asked and then told, and what they said decides how they are weighed from then on.
+
+Everything that prediction or learning needs is a `tf.Variable`: loading version n and learning the next rows gives version
+n + 1, bit for bit, wherever it runs.
+
+References: `models.learners.experts`, a file and a paper for each part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from models.learners.experts.inputs import Encoded, Inputs
+from models.learners.experts.kernel import EXPERTS as KERNELS
+from models.learners.experts.kernel import kernel_means
+from models.learners.experts.logistic import LogisticExperts
+from models.learners.experts.memory import Memory
+from models.learners.experts.perceptron import Perceptron
+from models.learners.experts.stacking import Stacking, log_odds
+from models.learners.experts.standardiser import Standardiser
+from models.learners.experts.trees import BoostedTrees
+
+HALF_LIVES_ROWS = (300.0, 1000.0, 4000.0)  # of the logistic regressions on the columns alone
+CONTEXT_HALF_LIVES_ROWS = (500.0, 2000.0)  # of those that see the last known label, too
+LABEL_RATES = 2  # how many decayed rates of the labels the context has
+
+
+@dataclass(frozen=True)
+class EnsembleClassifierConfig:
+    """Options of `EnsembleClassifier`.
+
+    Attributes:
+        features: names of the numeric columns.
+        label: name of the label column: integers from 0 to classes - 1, or what the `vocabulary` holds.
+        classes: number of classes, at least 2.
+        vocabulary: the labels by class; empty for integers from 0.
+        text_features: names of columns of text.
+        context: records bring what was known of labels when they happened (`transforms.label_context`).
+        memory_rows: latest labelled rows that are kept.
+        half_life_rows: after this many rows a row counts half in the statistics that standardise.
+        trees, depth, grown: trees in the ring, questions of a tree, trees grown anew by a call of `learn`.
+        hidden, steps, batch_rows, learning_rate: units of the perceptron, Adam steps a call, rows a step, step size.
+        seed: of the initial weights and of the draws.
+    """
+
+    features: tuple[str, ...]
+    label: str = "label"
+    classes: int = 2
+    vocabulary: tuple[str | int, ...] = ()
+    text_features: tuple[str, ...] = ()
+    context: bool = False
+    memory_rows: int = 2048
+    half_life_rows: int = 10_000
+    trees: int = 24
+    depth: int = 5
+    grown: int = 2
+    hidden: int = 32
+    steps: int = 2
+    batch_rows: int = 256
+    learning_rate: float = 5e-3
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if not (self.features or self.text_features):
+            raise ValueError("an EnsembleClassifier wants at least one feature column")
+        if self.classes < 2:
+            raise ValueError(f"classes: expected 2 or more, got {self.classes}")
+        if self.vocabulary and len(self.vocabulary) != self.classes:
+            raise ValueError(f"vocabulary: expected {self.classes} labels, one a class, got {len(self.vocabulary)}")
+        for name in ("memory_rows", "half_life_rows", "trees", "depth", "grown", "hidden", "steps", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+
+
+class EnsembleClassifier(tf.Module):
+    """See the module's docstring. `signatures()` gives what `tf.saved_model.save` wants."""
+
+    def __init__(self, config: EnsembleClassifierConfig) -> None:
+        super().__init__(name="ensemble_classifier")
+        self._config = config
+        known = config.classes * (1 + LABEL_RATES) if config.context else 0
+        label_type = tf.string if config.vocabulary and isinstance(config.vocabulary[0], str) else tf.int64
+        self._inputs = inputs = Inputs(config.features, config.text_features, config.label, label_type, known)
+        classes, wide = config.classes, inputs.width + inputs.context_width
+        self.standardiser = Standardiser(inputs.width, config.half_life_rows)
+        # Of the rows: the columns without gaps, and their context as it was encoded then.
+        self.memory = Memory(config.memory_rows, wide, classes)
+        self.plain = LogisticExperts(inputs.width, classes, HALF_LIVES_ROWS, "plain")
+        half_lives = CONTEXT_HALF_LIVES_ROWS if config.context else ()
+        self.contextual = LogisticExperts(wide, classes, half_lives, "contextual") if config.context else None
+        self.trees = BoostedTrees(wide, classes - 1, trees=config.trees, depth=config.depth, grown=config.grown, logistic=True)
+        self.perceptron = Perceptron(
+            wide + self.standardiser.bin_columns, config.hidden, classes, learning_rate=config.learning_rate, seed=config.seed
+        )
+        self.stacking = Stacking(len(HALF_LIVES_ROWS) + len(half_lives) + KERNELS + 2)
+
+    def signatures(self) -> dict[str, object]:
+        """`serving_default` predicts, `learn` learns; both take the columns by name, each of shape (rows,)."""
+        specs = self._inputs.specs()
+
+        @tf.function(autograph=False)
+        def predict(**given: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self._predict(given)
+
+        @tf.function(autograph=False)
+        def learn(**given: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self._learn(given)
+
+        return {
+            "serving_default": predict.get_concrete_function(**specs),
+            "learn": learn.get_concrete_function(**specs, **self._inputs.label_spec()),
+        }
+
+    def _predict(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """`prediction` (rows,), the likeliest label; `score` (rows,) float32, with two classes the probability of class 1, with
+        more that of the predicted class."""
+        config = self._config
+        rows = self._inputs.encoded(given, self._inputs.columns(given), self.standardiser)
+        probabilities = self.stacking.probabilities(log_odds(self._experts(rows)))
+        code = tf.argmax(probabilities, axis=1)
+        prediction = tf.gather(tf.constant(config.vocabulary, self._inputs.label_type), code) if config.vocabulary else code
+        score = probabilities[:, 1] if config.classes == 2 else tf.reduce_max(probabilities, axis=1)
+        return {"prediction": prediction, "score": score}
+
+    def _learn(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Learns from labelled rows, in order; fails, and changes nothing, if a label is none of the classes.
+
+        Returns `loss`, the mean log loss of the rows before they were learnt, and `accuracy` likewise."""
+        codes, checks = self._codes(given[self._inputs.label])
+        with tf.control_dependencies(checks):
+            targets = tf.one_hot(codes, self._config.classes)
+            x = self._inputs.columns(given)
+            before = self._inputs.encoded(given, x, self.standardiser)
+            odds = log_odds(self._experts(before))
+            said = self.stacking.probabilities(odds)
+            loss = -tf.reduce_mean(tf.math.log(tf.maximum(tf.reduce_sum(said * targets, axis=1), 1e-7)))
+            right = tf.reduce_mean(tf.cast(tf.argmax(said, axis=1) == codes, tf.float32))
+        with tf.control_dependencies([loss, right]):
+            self.stacking.learn(odds, targets)
+            self.standardiser.observe(x)
+            rows = self._inputs.encoded(given, x, self.standardiser)
+            self.memory.remember(tf.concat([rows.filled, rows.context], axis=1), targets)
+            self.plain.learn(rows.plain, targets)
+            if self.contextual is not None:
+                self.contextual.learn(rows.with_context, targets)
+            remembered = self._remembered(self.memory.rows)
+            self.trees.learn(self.memory, _for_trees(remembered), self.memory.targets[:, 1:])
+            self.perceptron.learn(
+                self.memory,
+                lambda drawn: self._for_perceptron(self._remembered(drawn)),
+                tf.nn.softmax_cross_entropy_with_logits,
+                steps=self._config.steps,
+                batch_rows=self._config.batch_rows,
+            )
+        return {"loss": loss, "accuracy": right}
+
+    def _experts(self, rows: Encoded) -> tf.Tensor:
+        """(experts, rows, classes): the probabilities that each of them gives."""
+        logits = [self.plain.log_odds(rows.plain)]
+        if self.contextual is not None:
+            logits.append(self.contextual.log_odds(rows.with_context))
+        logits.append(tf.pad(self.trees.scores(_for_trees(rows)), [[0, 0], [1, 0]])[None])
+        logits.append(self.perceptron.outputs(self._for_perceptron(rows))[None])
+        remembered = self._remembered(self.memory.rows).plain
+        near = kernel_means(rows.plain, remembered, self.memory.targets, self.memory.in_use())
+        return tf.concat([tf.nn.softmax(tf.concat(logits, axis=0)), near], axis=0)
+
+    def _remembered(self, kept: tf.Tensor) -> Encoded:
+        """Rows of the memory, standardised by today's statistics."""
+        width = self._inputs.width
+        x = kept[:, :width]
+        return Encoded(self.standardiser.standardised(x), kept[:, width:], self.standardiser.filled(x))
+
+    def _for_perceptron(self, rows: Encoded) -> tf.Tensor:
+        return tf.concat([rows.with_context, self.standardiser.binned(rows.z)], axis=1)
+
+    def _codes(self, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Operation]]:
+        """The classes of labels, and what must hold of them before anything is changed."""
+        classes, vocabulary = self._config.classes, self._config.vocabulary
+        if vocabulary:
+            same = labels[:, None] == tf.constant(vocabulary, labels.dtype)
+            known = tf.reduce_all(tf.reduce_any(same, axis=1))
+            return tf.argmax(tf.cast(same, tf.int32), axis=1), [
+                tf.debugging.Assert(known, ["a label is not one of", ", ".join(map(str, vocabulary))], name="known")
+            ]
+        return labels, [
+            tf.debugging.assert_less(
+                labels, tf.constant(classes, tf.int64), f"a label is not below {classes}, the number of classes"
+            ),
+            tf.debugging.assert_non_negative(labels, "a label is negative"),
+        ]
+
+
+def _for_trees(rows: Encoded) -> tf.Tensor:
+    return tf.concat([rows.filled, rows.context], axis=1)
+
+
+LEARNER = (EnsembleClassifier, EnsembleClassifierConfig)

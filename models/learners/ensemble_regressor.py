@@ -1,0 +1,182 @@
+"""A regression that follows drift: the experts of `ensemble_classifier` with squared loss, weighed by decayed least squares.
+
+References: `models.learners.experts`, a file and a paper for each part. Breiman, "Stacked regressions", 1996.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from models.learners.experts.inputs import Encoded, Inputs
+from models.learners.experts.kernel import EXPERTS as KERNELS
+from models.learners.experts.kernel import kernel_means
+from models.learners.experts.linear import LinearExperts
+from models.learners.experts.memory import Memory
+from models.learners.experts.perceptron import Perceptron
+from models.learners.experts.standardiser import LARGEST_VALUE, Standardiser
+from models.learners.experts.trees import BoostedTrees
+
+HALF_LIVES_ROWS = (300.0, 1000.0, 4000.0)
+LABEL_RATES = 2  # how many decayed means of the labels the context has
+WEIGHTS_HALF_LIFE_ROWS = 2000.0
+PRIOR_ROWS = 20.0  # pull of the equal weights
+
+
+@dataclass(frozen=True)
+class EnsembleRegressorConfig:
+    """Options of `EnsembleRegressor`; those it shares with `EnsembleClassifierConfig` mean the same.
+
+    Attributes:
+        features: names of the numeric columns.
+        label: name of the label column, a number.
+    """
+
+    features: tuple[str, ...]
+    label: str = "label"
+    text_features: tuple[str, ...] = ()
+    context: bool = False
+    memory_rows: int = 2048
+    half_life_rows: int = 10_000
+    trees: int = 24
+    depth: int = 5
+    grown: int = 2
+    hidden: int = 32
+    steps: int = 2
+    batch_rows: int = 256
+    learning_rate: float = 5e-3
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if not (self.features or self.text_features):
+            raise ValueError("an EnsembleRegressor wants at least one feature column")
+        for name in ("memory_rows", "half_life_rows", "trees", "depth", "grown", "hidden", "steps", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+
+
+class EnsembleRegressor(tf.Module):
+    """See the module's docstring. `signatures()` gives what `tf.saved_model.save` wants."""
+
+    def __init__(self, config: EnsembleRegressorConfig) -> None:
+        super().__init__(name="ensemble_regressor")
+        self._config = config
+        known = 1 + LABEL_RATES if config.context else 0
+        self._inputs = inputs = Inputs(config.features, config.text_features, config.label, tf.float32, known)
+        wide = inputs.width + inputs.context_width
+        self.standardiser = Standardiser(inputs.width, config.half_life_rows)
+        self.of_label = Standardiser(1, config.half_life_rows, max_bins=1)
+        self.memory = Memory(config.memory_rows, wide, 1)
+        self.linear = LinearExperts(wide, HALF_LIVES_ROWS, "linear")
+        self.trees = BoostedTrees(wide, 1, trees=config.trees, depth=config.depth, grown=config.grown, logistic=False)
+        self.perceptron = Perceptron(
+            wide + self.standardiser.bin_columns, config.hidden, 1, learning_rate=config.learning_rate, seed=config.seed
+        )
+        experts = len(HALF_LIVES_ROWS) + KERNELS + 2
+        self.weights = tf.Variable(tf.fill([experts], 1.0 / experts), name="weights")
+        self.moments = tf.Variable(tf.zeros((experts, experts)), name="moments")  # of the experts, decayed
+        self.products = tf.Variable(tf.zeros(experts), name="products")  # of the experts with the target, decayed
+        self.error = tf.Variable(1.0, name="error")  # decayed mean square, in variances of the label
+
+    def signatures(self) -> dict[str, object]:
+        """`serving_default` predicts, `learn` learns; both take the columns by name, each of shape (rows,)."""
+        specs = self._inputs.specs()
+
+        @tf.function(autograph=False)
+        def predict(**given: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self._predict(given)
+
+        @tf.function(autograph=False)
+        def learn(**given: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self._learn(given)
+
+        return {
+            "serving_default": predict.get_concrete_function(**specs),
+            "learn": learn.get_concrete_function(**specs, **self._inputs.label_spec()),
+        }
+
+    def _predict(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """`prediction` (rows,) float32; `score` (rows,) float32, the error to expect: its decayed root mean square."""
+        rows = self._inputs.encoded(given, self._inputs.columns(given), self.standardiser, self.of_label)
+        estimate = tf.linalg.matvec(self._experts(rows), self.weights, transpose_a=True)
+        mean, deviation = self._label_scale()
+        return {"prediction": mean + deviation * estimate, "score": tf.ones_like(estimate) * deviation * tf.sqrt(self.error)}
+
+    def _learn(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Learns from labelled rows, in order; fails, and changes nothing, if a label is not finite.
+
+        Returns `rmse` of the rows before they were learnt."""
+        label = given[self._inputs.label]
+        usable = tf.reduce_all(tf.logical_and(tf.math.is_finite(label), tf.abs(label) < LARGEST_VALUE))
+        with tf.control_dependencies([tf.debugging.Assert(usable, ["a label is not finite"], name="finite")]):
+            x = self._inputs.columns(given)
+            said = self._experts(self._inputs.encoded(given, x, self.standardiser, self.of_label))
+            mean, deviation = self._label_scale()
+            off = label - (mean + deviation * tf.linalg.matvec(said, self.weights, transpose_a=True))
+            rmse = tf.sqrt(tf.reduce_mean(off**2))
+        with tf.control_dependencies([rmse]):
+            self.of_label.observe(label[:, None])
+            target = self._standardised(label)
+            self._weigh(said, target)
+            self.standardiser.observe(x)
+            rows = self._inputs.encoded(given, x, self.standardiser, self.of_label)
+            self.memory.remember(tf.concat([rows.filled, rows.context], axis=1), label[:, None])
+            self.linear.learn(rows.with_context, target)
+            remembered = self._remembered(self.memory.rows)
+            self.trees.learn(self.memory, _for_trees(remembered), self._standardised(self.memory.targets))
+            self.perceptron.learn(
+                self.memory,
+                lambda drawn: self._for_perceptron(self._remembered(drawn)),
+                lambda targets, given: tf.reduce_sum((self._standardised(targets) - given) ** 2, axis=1),
+                steps=self._config.steps,
+                batch_rows=self._config.batch_rows,
+            )
+        return {"rmse": rmse}
+
+    def _weigh(self, said: tf.Tensor, target: tf.Tensor) -> None:
+        """Least squares of the targets on what the experts said before they knew them, drawn to equal weights."""
+        rows = tf.cast(tf.shape(target)[0], tf.float32)
+        kept = 0.5 ** (rows / WEIGHTS_HALF_LIFE_ROWS)
+        off = target - tf.linalg.matvec(said, self.weights, transpose_a=True)
+        share = rows / (rows + WEIGHTS_HALF_LIFE_ROWS)
+        self.error.assign((1.0 - share) * self.error + share * tf.reduce_mean(off**2))
+        self.moments.assign(kept * self.moments + tf.matmul(said, said, transpose_b=True))
+        self.products.assign(kept * self.products + tf.linalg.matvec(said, target))
+        experts = int(self.weights.shape[0])
+        system = self.moments + PRIOR_ROWS * tf.eye(experts)
+        wanted = self.products + PRIOR_ROWS / experts
+        self.weights.assign(tf.linalg.cholesky_solve(tf.linalg.cholesky(system), wanted[:, None])[:, 0])
+
+    def _experts(self, rows: Encoded) -> tf.Tensor:
+        """(experts, rows): the estimates, in standard deviations of the label."""
+        remembered = self._remembered(self.memory.rows).plain
+        targets = self._standardised(self.memory.targets)
+        near = kernel_means(rows.plain, remembered, targets, self.memory.in_use())[:, :, 0]
+        others = [self.trees.scores(_for_trees(rows)), self.perceptron.outputs(self._for_perceptron(rows))]
+        return tf.concat([self.linear.estimates(rows.with_context), *[tf.transpose(o) for o in others], near], axis=0)
+
+    def _label_scale(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and standard deviation of the labels."""
+        mean = self.of_label.mean[0]
+        variance = tf.maximum(self.of_label.square[0] - mean**2, 0.0)
+        return tf.cast(mean, tf.float32), tf.cast(tf.sqrt(variance), tf.float32)
+
+    def _standardised(self, labels: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(self.of_label.standardised(tf.reshape(labels, (-1, 1))), tf.shape(labels))
+
+    def _remembered(self, kept: tf.Tensor) -> Encoded:
+        """Rows of the memory, standardised by today's statistics."""
+        width = self._inputs.width
+        x = kept[:, :width]
+        return Encoded(self.standardiser.standardised(x), kept[:, width:], self.standardiser.filled(x))
+
+    def _for_perceptron(self, rows: Encoded) -> tf.Tensor:
+        return tf.concat([rows.with_context, self.standardiser.binned(rows.z)], axis=1)
+
+
+def _for_trees(rows: Encoded) -> tf.Tensor:
+    return tf.concat([rows.filled, rows.context], axis=1)
+
+
+LEARNER = (EnsembleRegressor, EnsembleRegressorConfig)

@@ -1,0 +1,40 @@
+"""Predicts what near rows in the memory were: a kernel average, for several widths of the kernel at once.
+
+References:
+    Nadaraya, "On Estimating Regression", 1964; Watson, "Smooth Regression Analysis", 1964.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+# Squared widths of the Gaussians, in squared standard deviations a column: wide, and then each a quarter of it.
+WIDEST = 0.04
+EXPERTS = 2
+PRIOR_WEIGHT = 1e-4  # of the mean target, where no row is near
+
+
+def kernel_means(z: tf.Tensor, remembered: tf.Tensor, targets: tf.Tensor, in_use: tf.Tensor) -> tf.Tensor:
+    """The kernel-weighted means of the targets.
+
+    Args:
+        z: (rows, width) float32, standardised.
+        remembered: (size, width), the memory's rows, standardised alike.
+        targets: (size, k).
+        in_use: (size,) 1 for a row of the memory that is one, else 0.
+
+    Returns:
+        (`EXPERTS`, rows, k).
+    """
+    squares = tf.reduce_sum(z * z, axis=1)[:, None] + tf.reduce_sum(remembered * remembered, axis=1)
+    distance = tf.maximum(squares - 2.0 * tf.matmul(z, remembered, transpose_b=True), 0.0)
+    near = tf.exp(distance * (-0.5 / (WIDEST * int(z.shape[1]))))
+    # The weights of the targets, and in a last column of their own the sum of the weights.
+    columns = tf.concat([targets * in_use[:, None], in_use[:, None]], axis=1)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(columns[:, :-1], axis=0), tf.reduce_sum(in_use))
+    means = []
+    for _ in range(EXPERTS):
+        sums = tf.matmul(near, columns)
+        means.append((sums[:, :-1] + PRIOR_WEIGHT * mean) / (sums[:, -1:] + PRIOR_WEIGHT))
+        near = tf.square(tf.square(near))  # a Gaussian of half the width, cheaper than another exponential
+    return tf.stack(means)

@@ -1,0 +1,76 @@
+"""Weighs experts by how they did lately: a decayed logistic regression on their log-odds, and the best one by itself.
+
+Log-odds add up where experts know different things, and a weight below zero may extrapolate a drift that a fast learner sees
+sooner than a slow one. Weights start equal. Where a single expert was right clearly more often lately than the weighted sum,
+it decides alone.
+
+References:
+    Wolpert, "Stacked generalization", 1992. Genest and Zidek, "Combining probability distributions", 1986 (logarithmic pool).
+    Herbster and Warmuth, "Tracking the best expert", 1998 (the best expert changes).
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+BLIND = 0.1  # share of every probability that is spread evenly: nobody is so sure that he cannot be outvoted
+HALF_LIFE_ROWS = 2000.0  # of the weights
+RIGHT_HALF_LIFE_ROWS = 4000.0  # of the counts of who was right
+MARGIN_ROWS = 20.0  # that an expert must have been right more often than the weighted sum
+PRIOR_ROWS = 20.0  # pull of the equal weights
+NEWTON_STEPS = 2
+
+
+def log_odds(probabilities: tf.Tensor) -> tf.Tensor:
+    """(experts, rows, classes) log-probabilities, their mean over the classes taken off."""
+    classes = int(probabilities.shape[2])
+    logs = tf.math.log(probabilities * (1.0 - BLIND) + BLIND / classes)
+    return logs - tf.reduce_mean(logs, axis=2, keepdims=True)
+
+
+class Stacking(tf.Module):
+    """Weights of the experts, and who was right how often."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__(name="stacking")
+        self._experts = experts
+        self.weights = tf.Variable(tf.fill([experts], 1.0 / experts), name="weights")
+        self.curvature = tf.Variable(tf.zeros((experts, experts)), name="curvature")
+        self.right = tf.Variable(tf.zeros(experts + 1), name="right")  # decayed counts; the last is the weighted sum's
+
+    def probabilities(self, odds: tf.Tensor) -> tf.Tensor:
+        """(rows, classes) of the weighted sum or of the expert that was right more often, for (experts, rows, classes)."""
+        best = tf.argmax(self.right[:-1])
+        alone = tf.reduce_max(self.right[:-1]) > self.right[-1] + MARGIN_ROWS
+        weights = tf.where(alone, tf.one_hot(best, self._experts), self.weights)
+        return tf.nn.softmax(_weighted(weights, odds))
+
+    def learn(self, odds: tf.Tensor, targets: tf.Tensor) -> None:
+        """Learns from what the experts said of (rows, classes) labels before they knew them."""
+        rows = tf.cast(tf.shape(targets)[0], tf.float32)
+        kept = 0.5 ** (1.0 / HALF_LIFE_ROWS)
+        self._count(odds, targets, 0.5 ** (rows / RIGHT_HALF_LIFE_ROWS))
+        weight = kept ** tf.range(rows - 1.0, -1.0, -1.0)
+        before, start, equal = self.curvature * kept**rows, tf.identity(self.weights), 1.0 / self._experts
+        now, curvature = start, before
+        ridge = PRIOR_ROWS * tf.eye(self._experts)
+        for _ in range(NEWTON_STEPS):
+            p = tf.nn.softmax(_weighted(now, odds))
+            slope = tf.reduce_sum(odds * ((p - targets) * weight[:, None]), axis=(1, 2))
+            spread = tf.reshape(odds * tf.sqrt(p * weight[:, None]), (self._experts, -1))
+            mean = tf.reduce_sum(odds * p, axis=2) * tf.sqrt(weight)
+            curvature = before + tf.matmul(spread, spread, transpose_b=True) - tf.matmul(mean, mean, transpose_b=True)
+            uphill = slope + tf.linalg.matvec(before, now - start) + PRIOR_ROWS * (now - equal)
+            now = now - tf.linalg.cholesky_solve(tf.linalg.cholesky(curvature + ridge), uphill[:, None])[:, 0]
+        self.curvature.assign(curvature)
+        self.weights.assign(now)
+
+    def _count(self, odds: tf.Tensor, targets: tf.Tensor, kept: tf.Tensor) -> None:
+        said = tf.concat([odds, _weighted(self.weights, odds)[None]], axis=0)
+        labels = tf.argmax(targets, axis=1)
+        right = tf.reduce_sum(tf.cast(tf.argmax(said, axis=2) == labels, tf.float32), axis=1)
+        self.right.assign(kept * self.right + right)
+
+
+def _weighted(weights: tf.Tensor, odds: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(weights[:, None, None] * odds, axis=0)

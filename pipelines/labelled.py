@@ -1,0 +1,144 @@
+"""Settles what a learner of labels leaves open: which columns it learns from, and which classes there are.
+
+What was found is written beside the job's output, so that a job that is gone on with has the same classes although its input
+has grown.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.storage import write_text_atomically
+from pipelines.job import JobSpec, LearnerSection
+from transforms.batches import RESERVED
+from transforms.file_source import FileSource, all_files
+from transforms.label_context import LabelContext
+from transforms.sources import Source
+
+FILE = "learner.json"
+MOST_CLASSES = 200  # more distinct labels than these are taken for a number or a key
+CLASSES, VOCABULARY, CONTEXT = "classes", "vocabulary", "context"
+
+
+def options_of(algorithm: str) -> set[str]:
+    """The names of the options that a learner of `models.learners` knows."""
+    module = importlib.import_module(f"models.learners.{algorithm}")
+    return {field.name for field in fields(module.LEARNER[1])} if hasattr(module, "LEARNER") else set()
+
+
+def settle(job: JobSpec, columns: pa.Schema, records: Source) -> LearnerSection:
+    """The learner's section with features, and with classes where the learner has a vocabulary and none were given.
+
+    Args:
+        job: has labels and a learner.
+        columns: behind the steps, without the label.
+        records: the source of the records.
+
+    Raises:
+        ValueError: nothing to learn from, or labels that are no classes; says what to do.
+    """
+    assert job.learner is not None
+    assert job.labels is not None
+    section, known = job.learner, options_of(job.learner.algorithm)
+    if not section.features:
+        section = section.model_copy(update={"features": _numeric(job, columns)})
+    if VOCABULARY in known and CLASSES not in section.options:
+        given = section.options.get(VOCABULARY)
+        found = _classes(job, records) if given is None else _given(job.labels.column, given, records)
+        section = section.model_copy(update={"options": section.options | found})
+    return section
+
+
+def label_context(job: JobSpec, section: LearnerSection) -> LabelContext | None:
+    """The step that gives the learner the labels known so far; None if it does not want them."""
+    if not section.options.get(CONTEXT):
+        return None
+    assert job.labels is not None
+    if job.labels.delay is None:
+        raise ValueError("learner: `context` wants labels that are a column of the records, known `delay` after them")
+    classes = int(section.options.get(CLASSES, 2)) if VOCABULARY in options_of(section.algorithm) else 0
+    vocabulary = tuple(map(str, section.options.get(VOCABULARY, ())))
+    return LabelContext(job.labels.column, tuple(section.features), job.labels.delay, classes, vocabulary)
+
+
+def _numeric(job: JobSpec, columns: pa.Schema) -> tuple[str, ...]:
+    assert job.learner is not None
+    assert job.labels is not None
+    left_out = {*RESERVED, *job.keep, *job.labels.on, job.source.time.column, job.labels.column}
+    own = [field for field in columns if field.name not in left_out]
+    numeric = [
+        f.name for f in own if pa.types.is_integer(f.type) or pa.types.is_floating(f.type) or pa.types.is_boolean(f.type)
+    ]
+    if not numeric and not job.learner.options.get("text_features"):
+        raise ValueError(f"learner: there is no numeric column to learn from; there are {', '.join(f.name for f in own)}")
+    return tuple(numeric)
+
+
+def _classes(job: JobSpec, records: Source) -> dict[str, Any]:
+    """The options that say which classes there are."""
+    file = Path(job.output) / FILE
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    assert job.labels is not None
+    found = _described(job.labels.column, _distinct(job.labels.column, records))
+    write_text_atomically(str(file), json.dumps(found))
+    return found
+
+
+def _given(label: str, names: Any, records: Source) -> dict[str, Any]:
+    """The options for classes that the user named."""
+    if isinstance(records, FileSource) and pa.types.is_integer(records.schema[label].arrow):
+        try:
+            names = [int(name) for name in names]
+        except ValueError:
+            raise ValueError(f"classes: the label {label!r} is a whole number, expected such numbers, got {names}") from None
+    if len(set(names)) < max(len(names), 2):
+        raise ValueError(f"classes: expected two or more, each once, got {names}")
+    return {CLASSES: len(names), VOCABULARY: list(names)}
+
+
+def _distinct(label: str, records: Source) -> pa.Array:
+    """The labels that occur in the files that are there now."""
+    if not isinstance(records, FileSource):
+        raise ValueError("learner: a topic does not tell which classes there will be; name them with the option `vocabulary`")
+    found: pa.ChunkedArray | None = None
+    for part in all_files(records):
+        for piece in records.read(part):
+            if pa.types.is_floating(piece.batch.column(label).type):
+                return piece.batch.column(label).slice(0, 0)  # no classes, whatever they are
+            values = pc.unique(piece.batch.column(label).drop_null())
+            found = pa.chunked_array([values] if found is None else [*found.chunks, values])
+            found = pa.chunked_array([pc.unique(found)])
+            if len(found) > MOST_CLASSES:
+                raise ValueError(
+                    f"label {label!r} has more than {MOST_CLASSES} different values: it looks like a number or a key, not "
+                    "like classes. To estimate a number, run the template regress; otherwise name them: --param classes=a,b"
+                )
+    return found.combine_chunks() if found is not None else pa.array([], pa.int64())
+
+
+def _described(label: str, values: pa.Array) -> dict[str, Any]:
+    kind = values.type
+    if pa.types.is_boolean(kind):
+        return {CLASSES: 2}
+    if pa.types.is_dictionary(kind):
+        values, kind = values.dictionary_decode(), kind.value_type
+    if pa.types.is_floating(kind):
+        raise ValueError(
+            f"label {label!r} is a decimal number; classes are whole numbers or text. To estimate a number, run the template "
+            f"regress; if it is a class, declare its type: --param columns=...,{label}:int64"
+        )
+    names = sorted(values.to_pylist())
+    if pa.types.is_integer(kind) and (not names or (names[0] >= 0 and names[-1] < max(2 * len(names), 2))):
+        return {CLASSES: max(names[-1] + 1 if names else 2, 2)}
+    names += [names[-1] + 1 if pa.types.is_integer(kind) else "(none)"] * (len(names) == 1)
+    return {CLASSES: len(names), VOCABULARY: names}

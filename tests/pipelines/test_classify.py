@@ -1,0 +1,143 @@
+"""The templates `classify` and `regress` on files as users have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from models.registry import Registry
+from pipelines import template as templates
+from pipelines.cli import main
+from pipelines.execute import Execution
+from pipelines.resolve import JobError
+
+SMALL = {"memory_rows": 256, "trees": 4, "depth": 3, "grown": 1, "hidden": 8, "steps": 1}  # quick
+
+
+def job(template, tmp_path, data, small=True, **params):
+    file = tmp_path / "in.csv"
+    data.to_csv(file, index=False)
+    loaded, here = templates.load(template)
+    given = {"input": str(file), "label": "y", "output": str(tmp_path / "out"), "learn_every_rows": "100"} | params
+    spec = loaded.fill(given, here)
+    if not small:
+        return spec
+    learner = spec.learner.model_copy(update={"options": spec.learner.options | SMALL})
+    return spec.model_copy(update={"learner": learner})
+
+
+def run(spec):
+    outcome = Execution(spec).run()
+    assert outcome.problems == []
+    tables = [pq.read_table(part) for part in sorted(Path(spec.output, "predictions").glob("*.parquet"))]
+    return outcome.summary, pd.concat([table.to_pandas() for table in tables]).sort_values("row")
+
+
+def records(rows=900, seed=5):
+    """Three columns, of which two say what the label is."""
+    rng = np.random.default_rng(seed)
+    data = pd.DataFrame(rng.normal(size=(rows, 3)), columns=["a", "b", "const"])
+    data["const"] = 4.0
+    return data
+
+
+def test_text_labels_of_three_classes(tmp_path):
+    data = records()
+    data["y"] = np.select([data.a > 0.6, data.b > 0.3], ["high", "middle one"], "low")
+    summary, given = run(job("classify", tmp_path, data, label_delay="5"))
+    assert given["row"].tolist() == list(range(900))
+    assert set(given["prediction"].dropna()) <= {"high", "middle one", "low"}
+    assert summary.accuracy > 0.75 and summary.kappa_temporal > 0.5 and summary.versions > 9
+    assert summary.records_per_s > 0
+    assert given["version"].is_monotonic_increasing
+
+
+def test_missing_values_true_and_false_and_text_columns(tmp_path):
+    data = records()
+    rng = np.random.default_rng(1)
+    data["city"] = rng.choice(["Bern", "Rome", "Oslo"], len(data))
+    data["y"] = np.where(data.city == "Rome", data.a > 0, data.a <= 0)
+    data.loc[rng.random(len(data)) < 0.05, "b"] = np.nan
+    summary, _ = run(job("classify", tmp_path, data, text_features="city"))
+    assert summary.dead_letters == 0 and summary.predictions == 900
+    assert summary.accuracy > 0.65, "the city says which way round the label goes"
+
+
+def test_labels_are_not_known_before_their_time(tmp_path):
+    """The same records with other labels from some record on: predictions are the same until the first of them is known."""
+    data = records(500)
+    data["y"] = (data.a > 0).astype(int)
+    delay, changed = 30, 300
+    other = data.copy()
+    other.loc[changed:, "y"] = 1 - other.loc[changed:, "y"]
+    answers = []
+    for number, version in enumerate((data, other)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        answers.append(run(job("classify", folder, version, label_delay=str(delay)))[1])
+    first, second = (answer[["prediction", "score", "version"]].to_numpy() for answer in answers)
+    same = (first == second) | (pd.isna(first) & pd.isna(second))
+    differs = np.flatnonzero(~same.all(axis=1))
+    assert changed + delay <= differs[0] <= changed + delay + 100
+
+
+def test_a_number_is_estimated(tmp_path):
+    data = records()
+    data["y"] = 100 * data.a - 40 * data.b + 1000
+    summary, given = run(job("regress", tmp_path, data, label_delay="3"))
+    late = slice(500, None)
+    error = (given["prediction"] - data["y"].to_numpy()).to_numpy()[late]
+    assert np.sqrt(np.mean(error**2)) < 0.3 * data["y"].std()
+    assert summary.accuracy is None and summary.rmse == pytest.approx(
+        np.sqrt(np.nanmean((given["prediction"].to_numpy() - data["y"].to_numpy()) ** 2)), rel=1e-4
+    )
+
+
+def test_micro_batches_and_one_batch_agree(tmp_path):
+    data = records(600)
+    data["y"] = (data.a + data.b > 0).astype(int)
+    answers, digests = [], []
+    for number, params in enumerate(({"mode": "batch"}, {"micro_batch_records": "70"})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        spec = job("classify", folder, data, label_delay="11", **params)
+        answers.append(run(spec)[1][["row", "prediction", "score", "version"]])
+        registry = Registry(spec.model.registry)
+        digests.append([registry.manifest("classify", v).digests.version for v in registry.versions("classify")])
+    pd.testing.assert_frame_equal(*[answer.reset_index(drop=True) for answer in answers], check_exact=True)
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("label", "params", "says"),
+    [
+        (np.linspace(0, 1, 300), {}, "is a decimal number.*run the template regress"),
+        (np.arange(300), {}, "more than 200 different values"),
+        (np.arange(300) % 2, {"label": "z"}, "no label column 'z'; they have a, b, const, y"),
+        (np.arange(300) % 2, {"classes": "yes,no"}, "expected such numbers"),
+        (np.arange(300) % 2, {"features": "q"}, "no column q"),
+    ],
+    ids=["decimal", "key", "no such label", "other classes", "no such feature"],
+)
+def test_what_cannot_be_learnt_is_said(tmp_path, label, params, says):
+    data = records(300)
+    data["y"] = label
+    with pytest.raises(JobError, match=says):
+        run(job("classify", tmp_path, data, **params))
+
+
+def test_on_the_command_line(tmp_path):
+    data = records(300)
+    data["y"] = (data.a > 0).astype(int)
+    data.to_csv(tmp_path / "in.csv", index=False)
+    given = ["run", "classify", "--param", f"input={tmp_path / 'in.csv'}", "--param", "label=y", "--param", "label_delay=1"]
+    result = CliRunner().invoke(main, [*given, "--param", f"output={tmp_path / 'out'}", "--param", "learn_every_rows=100"])
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.output.strip().splitlines()[-1])
+    assert {"accuracy", "kappa_temporal", "records_per_s", "versions"} <= summary.keys() and summary["accuracy"] > 0.8
