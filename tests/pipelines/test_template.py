@@ -17,6 +17,8 @@ from pipelines.job import JobSpec
 from pipelines.template import Parameter, Template, TemplateError
 
 NEEDED = {
+    "classify": {"input": "in.csv", "label": "y"},
+    "regress": {"input": "in.csv", "label": "y"},
     "serve": {"input": "in.csv", "registry": "models", "model": "price"},
     "learn": {"input": "in.csv", "registry": "models", "model": "price", "label": "y", "label_delay": "1d", "features": "a,b"},
     "serve-kafka": {"bootstrap": "localhost:9092", "topic": "orders", "registry": "models", "model": "price"},
