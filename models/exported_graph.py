@@ -77,7 +77,9 @@ def export(path: str, block_rows: int, tag: str, folder: str) -> None:
         top + tag,
         graph.input_names,
         [key for key, _ in graph.captures if key is not None],
-        list(traced.structured_outputs),
+        # A function gives its outputs in the order of their names. The dict's own order is that of a map in the SavedModel's
+        # protocol buffer, which has none: it differs from process to process.
+        sorted(traced.structured_outputs),
         block_rows,
     )
     Path(folder, LIBRARY).write_bytes(library.SerializeToString())
