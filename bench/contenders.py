@@ -168,7 +168,9 @@ def _tfx_row(log: Any) -> dict[str, Any]:
     return {"score": log.predict_log.response.outputs["score"].float_val[0], "model": MODEL}
 
 
-def midstream(data: Path, records: Path, output: Path, mode: str) -> dict[str, Any]:
+def midstream(
+    data: Path, records: Path, output: Path, mode: str, runner: str = "direct", parallelism: int = 1
+) -> dict[str, Any]:
     """Midstream's template `serve`, from its parameters to its report, as `midstream run serve` does it.
 
     Returns:
@@ -182,7 +184,9 @@ def midstream(data: Path, records: Path, output: Path, mode: str) -> dict[str, A
     found, here = template.load("serve")
     given = {"input": str(records), "registry": str(data / REGISTRY), "model": MODEL, "output": str(output), "mode": mode}
     clock = _Clock()
-    outcome = Execution(found.fill(given, here), progress=clock).run()
+    job = found.fill(given, here)
+    job = job.model_copy(update={"run": job.run.model_copy(update={"runner": runner, "parallelism": parallelism})})
+    outcome = Execution(job, progress=clock).run()
     return {"parquet_s": clock.last - started, "problems": outcome.problems}
 
 

@@ -100,7 +100,10 @@ class Execution:
         self._waiting: list[str] = []
         self._published: Published | None = None
         where = job.run.model_dump(include={"runner", "parallelism", "master", "workers", "preinstalled"})
-        self._graph = open_graph(lambda pipeline: build(Bounded(pipeline, self._run_file), self.resolved), **where)
+        spread = job.run.parallelism > 1
+        self._graph = open_graph(
+            lambda pipeline: build(Bounded(pipeline, self._run_file, spread=spread), self.resolved), name=job.name, **where
+        )
 
     def run(self) -> Outcome:
         """Runs the job and writes its summary and report."""

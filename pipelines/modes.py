@@ -58,13 +58,15 @@ class Mode(Protocol):
 class Bounded:
     """See the module's docstring."""
 
-    def __init__(self, pipeline: beam.Pipeline, run_file: str) -> None:
+    def __init__(self, pipeline: beam.Pipeline, run_file: str, *, spread: bool = False) -> None:
         """Adds the run to the graph.
 
         Args:
             pipeline: an empty pipeline.
             run_file: the file that a `BoundedRun` is written to before each run of the graph.
+            spread: read files side by side, where their order does not matter.
         """
+        self._spread = spread
         self._runs = pipeline | "run" >> ReadRun(run_file)
         # From a root of its own: read off `runs`, the side input would keep Beam from fusing decoding with predicting, and
         # every batch would be encoded, held in memory until the last is read, and decoded again.
@@ -72,6 +74,8 @@ class Bounded:
 
     def read(self, source: Source, name: str, ordered: bool) -> Read:
         tasks = self._runs | f"{name} to read" >> beam.FlatMap(lambda run: run.reads.get(name, ())).with_output_types(ReadTask)
+        if self._spread and not ordered:
+            tasks = tasks | f"{name} spread" >> beam.Reshuffle()
         return tasks | name >> Decode(source, ordered, name)
 
     def advance(self, operator: Operator, name: str, *, records_only: bool = False) -> beam.PTransform:

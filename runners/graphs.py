@@ -30,6 +30,7 @@ def open_graph(
     master: str | None = None,
     workers: str | None = None,
     preinstalled: bool = False,
+    name: str | None = None,
 ) -> Graph:
     """Builds a graph for a runner.
 
@@ -40,7 +41,16 @@ def open_graph(
         master: of a cluster of Flink or Spark; None runs the engine on this machine, for as long as the graph is open.
         workers: host:port of a pool of Python workers; None works in this process.
         preinstalled: the cluster has Beam's jars itself, or reads them by their path here: they are not sent with each job.
+        name: of the job, where an engine shows it.
     """
     if runner == "direct":
         return DirectGraph(build)
-    return PortableGraph(build, runner, parallelism=parallelism, master=master, environment=workers, preinstalled=preinstalled)
+    return PortableGraph(
+        build,
+        runner,
+        parallelism=parallelism,
+        master=master,
+        environment=workers,
+        preinstalled=preinstalled,
+        options={} if name is None else {"job_name": name},
+    )

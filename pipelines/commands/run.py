@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pipelines import template as templates
+from pipelines.capabilities import check
 from pipelines.commands.common import hushed, show, table
 from pipelines.commands.detect import conclude, detect
 from pipelines.detection.job import DetectSpec
@@ -68,12 +69,20 @@ def run(
     A run that was stopped or killed is gone on with when the same command is given again. The last line of the output is a
     JSON object with the counts. `midstream run TEMPLATE --help` shows what the template takes.
     """
+    settings = {"runner": runner, "parallelism": parallelism}
+    run_template(template, params, settings, fresh=fresh, dry_run=dry_run, quiet=quiet)
+
+
+def run_template(
+    template: str, params: tuple[str, ...], settings: dict[str, Any], *, fresh: bool, dry_run: bool, quiet: bool
+) -> None:
+    """Fills a template and runs it; `settings` of what runs it that are None leave what the template says."""
     found, here = templates.load(template)
     filled = found.fill(_read_params(params), here)
     if isinstance(filled, DetectSpec):
-        detect(on_runner(filled, runner=runner, parallelism=parallelism), fresh=fresh, dry_run=dry_run)
+        detect(on_runner(filled, **settings), fresh=fresh, dry_run=dry_run)
         return
-    job = on_runner(filled, runner=runner, parallelism=parallelism)
+    job = on_runner(filled, **settings)
     if fresh and not dry_run:
         _clear(job)
     with hushed():  # TensorFlow and Beam take seconds to import: not for `--help`
@@ -131,10 +140,16 @@ def replay(output: str, target: str | None, runner: str | None, parallelism: int
         sys.exit(1)
 
 
-def on_runner(job: AnyJob, **given: str | int | None) -> AnyJob:
-    """The job with settings of what runs it; None leaves what the template says."""
+def on_runner(job: AnyJob, **given: Any) -> AnyJob:
+    """The job with settings of what runs it; None leaves what the template says.
+
+    Raises:
+        CannotRun: the runner cannot do that.
+    """
     settings = {name: value for name, value in given.items() if value is not None}
-    return job.model_copy(update={"run": job.run.model_copy(update=settings)})
+    changed = job.model_copy(update={"run": job.run.model_copy(update=settings)})
+    check(changed.run)
+    return changed
 
 
 @click.command("templates")
