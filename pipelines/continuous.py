@@ -77,10 +77,16 @@ class ContinuousExecution:
                 "in micro-batches"
             )
         self.job = job
-        self.resolved = resolve(job)
+        self.resolved = self._resolve()
         self._stop = stop or Stop()
         self._tell = tell or (lambda line: None)
         self._folder = Path(job.output) / "checkpoint"
+
+    def _resolve(self) -> Any:
+        return resolve(self.job)
+
+    def _plan(self) -> ContinuousPlan:
+        return ContinuousPlan.of(self.resolved, self._folder)
 
     def run(self) -> ContinuousOutcome:
         """Runs until the end or a stop, and gives the counts.
@@ -92,7 +98,7 @@ class ContinuousExecution:
         checkpoint = Checkpoint(self._folder, self.job.identity())
         try:
             save_job(self.job)
-            plan = ContinuousPlan.of(self.resolved, self._folder)
+            plan = self._plan()
             if plan.is_finished:
                 notice = "this job ran to the end of its topics before: nothing was read; --fresh begins anew"
                 return ContinuousOutcome(self._counts(plan), True, notices=[notice])
@@ -185,14 +191,9 @@ class ContinuousPlan:
         """
         section = resolved.job.publish
         assert section is not None
-        names = {
-            PREDICTIONS: section.predictions,
-            DEAD_LETTERS: section.dead_letters,
-            EVALUATIONS: section.evaluations,
-            EVENTS: section.events,
-        }
+        names = cls.topics_of(section)
         wanted = {name: topic for name, topic in names.items() if topic is not None}
-        keys = {PREDICTIONS: section.key} if section.key is not None else {}
+        keys = {next(iter(names)): section.key} if section.key is not None else {}
         file = folder / "topics.json"
         client = client_of(section)
         if not file.exists():
@@ -201,6 +202,20 @@ class ContinuousPlan:
             write_atomically(file, json.dumps(asdict(_Begun(f"{resolved.job.name}-{uuid.uuid4().hex}", spec.ends()))))
         begun = json.loads(file.read_text())
         return cls(resolved, TopicsSpec(client, wanted, keys, begun["id"], str(folder / "written")), begun["ends"], folder)
+
+    @staticmethod
+    def topics_of(section: Any) -> dict[str, str | None]:
+        """The topic of each output, the main one first."""
+        return {
+            PREDICTIONS: section.predictions,
+            DEAD_LETTERS: section.dead_letters,
+            EVALUATIONS: section.evaluations,
+            EVENTS: section.events,
+        }
+
+    def build(self, mode: Continuous) -> None:
+        """Adds the job's graph."""
+        build(mode, self.resolved)
 
     @property
     def is_finished(self) -> bool:
@@ -243,7 +258,7 @@ class ContinuousPlan:
             finished=str(self.folder / "finished") if run.trigger == "available-now" else None,
             shards=run.parallelism,
         )
-        build(mode, self.resolved)
+        self.build(mode)
 
     def graph(self) -> PortableGraph:
         """The graph, ready to start."""

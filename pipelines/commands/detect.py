@@ -27,6 +27,9 @@ class Ended(Protocol):
 
 def detect(job: DetectSpec, *, fresh: bool, dry_run: bool) -> None:
     """Runs the job, or only checks it."""
+    if job.run.mode == "continuous":
+        _detect_on(job, dry_run=dry_run)
+        return
     with hushed():
         from pipelines.detection.execute import DetectionExecution, clear
         from pipelines.detection.resolve import resolve_detection
@@ -38,6 +41,16 @@ def detect(job: DetectSpec, *, fresh: bool, dry_run: bool) -> None:
     if fresh:
         clear(job)
     conclude(DetectionExecution(job).run())
+
+
+def _detect_on(job: DetectSpec, *, dry_run: bool) -> None:
+    with hushed():
+        from pipelines.detection.continuous import ContinuousDetection, resolve_topic
+    if dry_run:
+        resolve_topic(job)
+        click.echo(json.dumps(job.model_dump(mode="json"), indent=2))
+        return
+    conclude(ContinuousDetection(job, tell=lambda line: click.echo(line, err=True)).run())
 
 
 def conclude(outcome: Ended) -> None:

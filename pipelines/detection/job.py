@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.job import Names, PositiveUs, RunSection, Section, SourceSection
+from pipelines.job import KafkaSection, Names, PositiveUs, RunSection, Section, SourceSection
 from transforms.durations import parse_duration
 
 
@@ -31,15 +31,25 @@ class DetectorSection(Section):
     seed: int = 7
 
 
+class DetectPublishSection(KafkaSection):
+    """Topics to write to, a JSON object a row; `key` is the column that becomes the message's key."""
+
+    scores: str | None = None
+    alarms: str | None = None
+    dead_letters: str | None = None
+    key: str | None = None
+
+
 class DetectSpec(Section):
-    """A job that gives every row of a folder of CSV files an anomaly score.
+    """A job that gives every row of a folder of CSV files, or of a topic, an anomaly score.
 
     Attributes:
         name: of the job.
         kind: detect.
-        source: CSV files; those in subfolders, too.
+        source: CSV files, those in subfolders, too; or a topic.
         detector: its settings.
         output: folder for the CSV files with scores, and for everything else that the job writes.
+        publish: topics for what a continuous job gives.
     """
 
     name: str
@@ -48,7 +58,29 @@ class DetectSpec(Section):
     detector: DetectorSection = DetectorSection()
     output: str
     run: RunSection = RunSection()
+    publish: DetectPublishSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_cluster(cls, given: Any) -> Any:
+        """Outputs are in the cluster of the records, unless they name one."""
+        source = given.get("source") if isinstance(given, dict) else None
+        kafka = source.get("kafka") if isinstance(source, dict) else None
+        publish = given.get("publish") if isinstance(given, dict) else None
+        if not isinstance(kafka, dict) or not isinstance(publish, dict) or "bootstrap" in publish:
+            return given
+        return given | {"publish": {name: kafka[name] for name in KafkaSection.model_fields if name in kafka} | publish}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DetectSpec:
+        continuous = self.run.mode == "continuous"
+        if continuous != (self.source.kafka is not None):
+            raise ValueError("a topic is scored in mode: continuous, and files in any other")
+        if continuous and (self.publish is None or not (self.publish.scores or self.publish.alarms)):
+            raise ValueError("a continuous job writes to topics: name one for its scores or its alarms")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when a job is gone on with; how the stream is cut may change."""
-        return self.model_dump(mode="json", exclude={"run", "output"})
+        how_reached: Any = {"kafka": {"bootstrap", "options", "config", "patience", "idle"}}
+        return self.model_dump(mode="json", exclude={"run": True, "output": True, "publish": True, "source": how_reached})

@@ -26,6 +26,7 @@ NEEDED = {
     "cluster": {"input": "in.csv"},
     "select-features": {"input": "in.csv", "label": "y"},
     "detect-anomalies": {"input": "in"},
+    "detect-anomalies-kafka": {"bootstrap": "b:9092", "topic": "t", "alarms_topic": "a"},
 }
 JOB = {
     "name": "own",

@@ -1,0 +1,77 @@
+"""Anomalies in a topic, continuously on Flink: the scores that a batch over files gives, to the last bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from runners.local_kafka import Broker, kafka_broker
+from tests.pipelines.continuous import Command, Tail, bits, create_topic, produce
+from tests.pipelines.detections import run, times, values, write
+
+ROWS, SENSORS, PARTITIONS = 800, 4, 2
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    with kafka_broker() as running:
+        yield running
+
+
+def test_a_topic_scored_with_a_kill_gives_a_batch_s_bits(broker: Broker, tmp_path: Path) -> None:
+    series = {f"s{number}": values(ROWS, number) for number in range(SENSORS)}
+    parts: list[list[bytes]] = [[], []]
+    for row, when in enumerate(times(ROWS)):
+        for number, (sensor, x) in enumerate(series.items()):
+            record = {"timestamp": when, "sensor": sensor, "value": float(x[row])}
+            parts[number % PARTITIONS].append(json.dumps(record).encode())
+    create_topic(broker.bootstrap, "meters", PARTITIONS)
+    produce(broker.bootstrap, "meters", parts)
+    for sensor, x in series.items():
+        write(tmp_path / "in" / f"{sensor}.csv", {"timestamp": times(ROWS), "sensor": [sensor] * ROWS, "value": x})
+    run(tmp_path / "in", tmp_path / "batch", by="sensor", mode="batch")
+    params = {
+        "bootstrap": broker.bootstrap,
+        "topic": "meters",
+        "columns": "sensor:string,value:float64",
+        "time": "timestamp",
+        "by": "sensor",
+        "scores_topic": "meters-scores",
+        "alarms_topic": "meters-alarms",
+        "output": tmp_path / "out",
+        "tick": "12h",
+        "checkpoint_every": "1s",
+    }
+    options = [part for name, value in params.items() for part in ("-p", f"{name}={value}")]
+    command = Command(Path("detect-anomalies-kafka"), tmp_path / "log.txt", *options)
+    scores = Tail(broker.bootstrap, "meters-scores")
+    try:
+        scores.until(lambda rows: len(rows) > 0.2 * ROWS * SENSORS)
+        command.kill()
+        command.start()
+        assert command.wait() == 0, command.told()
+        rows = scores.until(lambda rows: len(rows) >= ROWS * SENSORS, 10)
+    finally:
+        command.kill()
+        scores.close()
+    batch = pq.read_table(tmp_path / "batch" / "scores").to_pylist()
+    for row in batch:
+        row["event_time"] = row["event_time"].isoformat()
+    for row in rows:
+        row["event_time"] = str(np.datetime64(row["event_time"].rstrip("Z"), "s")) + "+00:00"
+        for name in ("value", "anomaly_score", "p_value"):
+            row[name] = float(row[name])  # JSON writes 1.0 as 1
+    names = ("sensor", "event_time", "value", "anomaly_score", "p_value", "alarm")
+    assert bits(rows, names) == bits(batch, names)
+    alarms = Tail(broker.bootstrap, "meters-alarms")
+    expected = [row for row in batch if row["alarm"]]
+    assert expected
+    found = alarms.until(lambda rows: len(rows) >= len(expected), 10)
+    alarms.close()
+    assert sorted((row["sensor"], row["value"]) for row in found) == sorted((row["sensor"], row["value"]) for row in expected)
