@@ -30,7 +30,7 @@ from bench.data import FEATURES, SEED, write_models
 
 REPORT = Path(__file__).parent / "kafka.json"
 PARTITIONS, BATCH_RECORDS, POLL = 2, 100_000, 8192
-SIZES, SHORT = (100_000, 400_000), (10_000, 40_000)
+SIZES, SHORT = (50_000, 250_000), (10_000, 40_000)
 AIM = 0.5  # of the plain loop's slope
 
 
@@ -225,7 +225,7 @@ def main(short: bool) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from runners.local_kafka import kafka_broker
 
-    sizes, repetitions = (SHORT, 1) if short else (SIZES, 3)
+    sizes, repetitions = (SHORT, 1) if short else (SIZES, 2)
     seconds: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in sizes} for name in CONTENDERS}
     with tempfile.TemporaryDirectory(prefix="midstream-bench-kafka-") as name, kafka_broker() as broker:
         folder = Path(name)

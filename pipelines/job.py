@@ -356,6 +356,10 @@ class JobSpec(Section):
             raise ValueError("a job that only serves has no `learner`; its kind would be `loop`")
         if self.run.mode == "continuous":
             self._continuous()
+        if self.publish is not None and self.source.kafka is not None:
+            outputs = (self.publish.predictions, self.publish.dead_letters, self.publish.commits)
+            if self.source.kafka.topic in outputs and self.publish.bootstrap == self.source.kafka.bootstrap:
+                raise ValueError(f"topic {self.source.kafka.topic!r} is both read and written: the job would feed itself")
         if self.run.mode == "batch" and self.run.trigger != "available-now":
             raise ValueError("batch mode runs once: leave `trigger` out, or use micro-batch mode")
         return self

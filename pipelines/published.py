@@ -18,7 +18,7 @@ from pipelines.graph import DEAD_LETTERS, PREDICTIONS
 from pipelines.job import JobSpec
 from pipelines.topics import client_of
 from runners.checkpoint import write_atomically
-from transforms.kafka.publishing import Output, Publisher
+from transforms.kafka.publishing import LONG_TRANSACTION_S, TRANSACTION_S, Output, Publisher
 
 _READ_ROWS = 32_768
 _ID_FILE = "publisher.json"
@@ -41,7 +41,9 @@ class Published:
             for name, topic in topics.items()
             if topic is not None
         }
-        self._publisher = Publisher(client_of(section), f"midstream-{job.name}-{_id(checkpoint)}", section.commits)
+        seconds = LONG_TRANSACTION_S if job.run.mode == "batch" else TRANSACTION_S  # a batch is one transaction, too
+        id = f"midstream-{job.name}-{_id(checkpoint)}"
+        self._publisher = Publisher(client_of(section), id, section.commits, seconds)
         self._publisher.prepare(output.topic for output in self._outputs.values())
 
     def publish(self, number: int, parts: Mapping[str, Sequence[Path]]) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from models.registry import Registry
 from models.signature import Signature
-from pipelines.graph import Resolved
+from pipelines.graph import Resolved, prediction_columns
 from pipelines.job import JobSpec, LearnerSection, SourceSection
 from pipelines.labelled import label_context, settle
 from pipelines.steps import stages
@@ -74,7 +74,14 @@ def resolve(job: JobSpec) -> Resolved:
             f"the records have columns with names of the model's outputs or of the lineage: {', '.join(clash)}; rename them"
         )
     shown = outputs if job.kind != "learn" else None
-    return Resolved(job, records, labels, planned, features, shown, first_version, context)
+    resolved = Resolved(job, records, labels, planned, features, shown, first_version, context)
+    key = job.publish.key if job.publish is not None else None
+    if key is not None and shown is not None and key not in (given := prediction_columns(resolved)):
+        raise JobError(
+            f"the predictions have no column {key!r} for the message's key; they have {', '.join(given)}. Columns of the records "
+            "are carried along with `keep`"
+        )
+    return resolved
 
 
 def check_output(folder: str) -> None:

@@ -17,7 +17,9 @@ from confluent_kafka.admin import NewTopic
 
 from pipelines import template as templates
 from pipelines.execute import Execution
+from pipelines.replay import Comparison, compare, replay_of
 from pipelines.resolve import JobError
+from pipelines.template import TemplateError
 from runners.local_kafka import kafka_broker
 from runners.micro_batch import Stop
 from runners.processes import free_ports
@@ -120,6 +122,10 @@ def test_a_job_goes_on_with_what_came_later(kafka: Cluster, params: dict[str, An
     send(kafka, params["topic"], jobs.records(300, start=1500).drop_columns(["label"]))
     assert run(params).summary["records"] == 1800
     assert sorted(row["id"] for row in in_topic(kafka, params["predictions_topic"])) == list(range(1800))
+    again = params["output"].with_name("replay")
+    Execution(replay_of(str(params["output"]), str(again))).run()
+    assert compare(str(params["output"]), str(again)) == Comparison(1800, 0, 0, 0)
+    assert len(kafka.read(params["predictions_topic"])) == 1800, "a replay publishes nothing"
     # How it is reached may change; where an option stands in the way of going on, that is told.
     run(params, patience="2m")
     with pytest.raises(Exception, match=r"source\.kafka\.start: was \"earliest\", is \"latest\""):
@@ -192,6 +198,10 @@ def test_what_retention_took_stops_the_job(kafka: Cluster, params: dict[str, Any
 def test_columns_are_proposed_and_topics_looked_up(kafka: Cluster, params: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="columns=time:timestamp,id:int64,a:float64,b:float64 "):
         run(params | {"columns": None})
+    with pytest.raises(JobError, match=r"no column 'city' for the message's key; they have event_time, .*, id, a, b, "):
+        run(params | {"predictions_key": "city"})
+    with pytest.raises(TemplateError, match="is both read and written"):
+        run(params | {"predictions_topic": params["topic"]})
     with pytest.raises(JobError, match="no topic 'nowhere'"):
         run(params | {"topic": "nowhere"})
     with pytest.raises(JobError, match="could not list the topics"):

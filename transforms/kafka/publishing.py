@@ -24,10 +24,9 @@ from confluent_kafka.admin import NewTopic
 from transforms.kafka.client import CALL_S, KafkaClient, KafkaUnavailable, Patience, ends
 from transforms.kafka.json_lines import json_objects
 
-ARROW_ROWS = 1000  # of a message of format arrow
-# A transaction that is open for longer is aborted by the cluster; readers of what is committed wait that long after a kill, if
-# the job is not started again.
-TRANSACTION_S = 60
+ARROW_ROWS, ARROW_BYTES = 1000, 500_000  # of a message of format arrow at the most: brokers take 1 MB unless told otherwise
+# A transaction that is open for longer is aborted by the cluster; the second is the most that brokers allow by default.
+TRANSACTION_S, LONG_TRANSACTION_S = 60, 900
 _PAUSE_S = 0.1
 _END_S = 30.0  # how long one try to end a transaction may take
 _BY_DEFAULT = -1  # as many partitions and replicas as the cluster gives a new topic
@@ -59,10 +58,12 @@ class Publisher:
         client: the cluster.
         id: names this publisher for ever, in its transactions and in its notes; one process at a time uses it.
         commits: the topic for the notes.
+        transaction_s: how long sending a micro-batch may take. After a kill, readers of what is committed wait that long, if
+            the job is not started again.
     """
 
-    def __init__(self, client: KafkaClient, id: str, commits: str) -> None:
-        self._client, self._id, self._commits = client, id, commits
+    def __init__(self, client: KafkaClient, id: str, commits: str, transaction_s: int = TRANSACTION_S) -> None:
+        self._client, self._id, self._commits, self._transaction_s = client, id, commits, transaction_s
         self._producer: Producer | None = None
         self._last = -1
         self._fault: KafkaError | None = None
@@ -111,7 +112,7 @@ class Publisher:
     def _opened(self) -> Producer:
         if self._producer is None:
             producer = self._client.producer(
-                **{"transactional.id": self._id, "transaction.timeout.ms": TRANSACTION_S * 1000, "error_cb": self._note}
+                **{"transactional.id": self._id, "transaction.timeout.ms": self._transaction_s * 1000, "error_cb": self._note}
             )
             what = f"decide what {self._id} had begun to write"
             self._client.patiently(what, lambda: producer.init_transactions(CALL_S))
@@ -149,7 +150,10 @@ class Publisher:
         """Aborts; the next try begins with a new producer, which learns from the cluster what became of this one."""
         self._producer = None
         if error.code() in (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH):
-            raise KafkaUnavailable(f"another process publishes as {self._id}: stop one of the two") from None
+            raise KafkaUnavailable(
+                f"another process publishes as {self._id}: stop one of the two. If there is none, sending took longer than "
+                f"{self._transaction_s} s: make the micro-batches smaller"
+            ) from None
         if not error.fatal():
             try:
                 producer.abort_transaction(CALL_S)
@@ -177,7 +181,7 @@ class Publisher:
 
     def _wait_until_decided(self, consumer: Consumer, place: TopicPartition, end: int) -> None:
         """Waits for transactions of others: a note of ours behind an undecided one of theirs cannot be seen yet."""
-        waited_until = time.monotonic() + TRANSACTION_S + self._client.patience_s
+        waited_until = time.monotonic() + LONG_TRANSACTION_S + self._client.patience_s
         while self._client.patiently(f"read the topic {place.topic}", partial(ends, consumer, place))[1] < end:
             if time.monotonic() > waited_until:
                 raise KafkaUnavailable(f"topic {place.topic} has a transaction of another job that is never decided")
@@ -220,7 +224,8 @@ def make_topics(client: KafkaClient, topics: Iterable[NewTopic]) -> list[str]:
 def _produce(producer: Producer, output: Output, batch: pa.RecordBatch) -> None:
     keys: list[str | None] = []
     if output.format == "arrow":
-        values = [_ipc(batch.slice(start, ARROW_ROWS)) for start in range(0, batch.num_rows, ARROW_ROWS)]
+        rows = max(1, min(ARROW_ROWS, ARROW_BYTES * batch.num_rows // max(batch.nbytes, 1)))
+        values = [_ipc(batch.slice(start, rows)) for start in range(0, batch.num_rows, rows)]
         keys = [None] * len(values)
     else:
         values, keys = json_messages(batch, output.key)
