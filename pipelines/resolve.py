@@ -78,8 +78,8 @@ def resolve(job: JobSpec) -> Resolved:
     key = job.publish.key if job.publish is not None else None
     if key is not None and shown is not None and key not in (given := prediction_columns(resolved)):
         raise JobError(
-            f"the predictions have no column {key!r} for the message's key; they have {', '.join(given)}. Columns of the records "
-            "are carried along with `keep`"
+            f"the predictions have no column {key!r} for the message's key; they have {', '.join(given)}. Columns of the "
+            "records are carried along with `keep`"
         )
     return resolved
 
