@@ -15,6 +15,8 @@ import pyarrow as pa
 import pytest
 from confluent_kafka.admin import NewTopic
 
+from models.activation_log import Activation, ActivationLog
+from models.registry import Registry
 from pipelines import template as templates
 from pipelines.execute import Execution
 from pipelines.replay import Comparison, compare, replay_of
@@ -162,6 +164,37 @@ def test_the_cut_changes_nothing(kafka: Cluster, params: dict[str, Any], tmp_pat
     assert found["spans"] == found["whole"]
     assert found["whole"][0]
     assert len(found["whole"][1]) == (1500 if "label" in more else 0)
+
+
+def test_a_learner_learns_the_same_versions_however_topics_are_cut(
+    kafka: Cluster, params: dict[str, Any], tmp_path: Path
+) -> None:
+    known = np.datetime_as_string(jobs.START + (np.arange(1500) + 90).astype("timedelta64[s]"), unit="s")
+    labels = kafka.topic(PARTITIONS)
+    send(kafka, labels, jobs.records(1500).select(["time", "id", "label"]).set_column(0, "time", pa.array(known)), disorder=0)
+    names = ("bootstrap", "topic", "columns", "time", "out_of_orderness")
+    own = {name: params[name] for name in names} | {
+        **{"labels_topic": labels, "labels_time": "time", "labels_columns": "time:string,id:int64,label:int64"},
+        **{
+            "label": "label",
+            "labels_on": "id",
+            "label_horizon": "10m",
+            "features": "a,b",
+            "learn_every": "5m",
+            "drain": "true",
+        },
+    }
+    digests = []
+    for number, records in enumerate((100_000, 130)):
+        registry = tmp_path / f"learnt-{number}"
+        given = own | {"registry": registry, "model": "m", "output": tmp_path / f"learn-{number}"}
+        jobs.run("learn-kafka", **given, micro_batch_records=records)
+        opened = Registry(str(registry))
+        digests.append([opened.manifest("m", version).digests.version for version in opened.versions("m")])
+        live = [entry.version for entry in ActivationLog(str(registry), "m").entries() if isinstance(entry, Activation)]
+        assert live == opened.versions("m")[1:]
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 1 + 6
 
 
 def test_the_broker_is_killed_in_the_middle(kafka: Cluster, params: dict[str, Any], tmp_path: Path) -> None:

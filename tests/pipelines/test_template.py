@@ -21,6 +21,10 @@ NEEDED = {
     "regress": {"input": "in.csv", "label": "y"},
     "serve": {"input": "in.csv", "registry": "models", "model": "price"},
     "learn": {"input": "in.csv", "registry": "models", "model": "price", "label": "y", "label_delay": "1d", "features": "a,b"},
+    "learn-kafka": {
+        **{"bootstrap": "localhost:9092", "topic": "orders", "registry": "models", "model": "price"},
+        **{"label": "y", "label_delay": "1d", "features": "a,b"},
+    },
     "serve-kafka": {"bootstrap": "localhost:9092", "topic": "orders", "registry": "models", "model": "price"},
     "electricity": {},
     "cluster": {"input": "in.csv"},

@@ -21,6 +21,7 @@ from confluent_kafka.admin import AdminClient
 _T = TypeVar("_T")
 CALL_S = 5.0  # how long one request may take before it counts as not answered
 _PAUSE_S = 0.2  # between tries
+_WARN_S = 5.0  # after so long without an answer the user is told
 _OWN = (
     "bootstrap.servers",
     "enable.auto.commit",
@@ -44,6 +45,7 @@ _HOPELESS = (
     KafkaError.INVALID_REPLICATION_FACTOR,
     KafkaError.MSG_SIZE_TOO_LARGE,
 )
+_told = logging.getLogger("midstream")
 _log = logging.getLogger("midstream.kafka")
 _log.setLevel(logging.CRITICAL)  # librdkafka's own account of lost connections; what matters of it is in the errors raised here
 
@@ -170,10 +172,11 @@ class Patience:
     what: str
     _since: float | None = field(default=None, init=False)
     _last: str = field(default="", init=False)
+    _warned: bool = field(default=False, init=False)
 
     def worked(self) -> None:
         """There was an answer."""
-        self._since = None
+        self._since, self._warned = None, False
 
     def note(self, error: KafkaError) -> None:
         """Remembers what the client said, to be told when patience ends."""
@@ -188,6 +191,16 @@ class Patience:
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         self._last = self._last if error is None else str(error.str() if isinstance(error, KafkaError) else error)
+        if now - self._since >= _WARN_S and not self._warned:
+            self._warned = True
+            left = self.client.patience_s - (now - self._since)
+            _told.warning(
+                "Kafka at %s cannot %s just now (%s); it is asked again for up to %.0f s",
+                self.client.bootstrap,
+                self.what,
+                self._last or "no answer",
+                left,
+            )
         hopeless = isinstance(error, KafkaError) and error.code() in _HOPELESS
         if hopeless or now - self._since >= self.client.patience_s:
             waited = "" if hopeless else f" for {self.client.patience_s:g} s"
