@@ -335,7 +335,8 @@ class Execution:
             )
             summary = replace(summary, lost=None)
         report = self._output / "report.html"
-        write_report(str(self._output), summary, versions, activations, self.job.name, label, str(report))
+        learner = (self.job.model.registry, self.job.model.name) if self.job.learner is not None else None
+        write_report(str(self._output), summary, versions, activations, self.job.name, label, str(report), learner)
         return Outcome(summary, report, finished, counts, self._notices + letters)
 
 

@@ -43,14 +43,15 @@
   night.addEventListener("change", all);
   narrow.addEventListener("change", all);
 
-  // All charts share the stream's time: a zoom in one is a zoom in all.
+  // All charts over time share the stream's: a zoom in one is a zoom in all.
+  const timed = names.filter((name) => figures[name].layout.xaxis.type === "date");
   let following = false;
-  for (const name of names) {
+  for (const name of timed) {
     document.getElementById(`chart-${name}`).on("plotly_relayout", (change) => {
       const zoomed = "xaxis.range[0]" in change;
       if (following || !(zoomed || change["xaxis.autorange"])) return;
       following = true;
-      const others = names.filter((other) => other !== name).map((other) => {
+      const others = timed.filter((other) => other !== name).map((other) => {
         const range = zoomed ? [change["xaxis.range[0]"], change["xaxis.range[1]"]] : [...figures[other].layout.xaxis.range];
         return Plotly.relayout(`chart-${other}`, { "xaxis.range": range });
       });

@@ -22,6 +22,7 @@ from models.timeline import TRIALS
 from pipelines.parts import Parts
 from pipelines.report_charts import DARK, LIGHT, accuracy_chart, drift_chart, lead_chart, scores_chart, versions_chart
 from pipelines.report_data import BASELINE_SHARE, Measured, measure
+from pipelines.report_learnt import learnt_charts
 from pipelines.summary import Summary
 from transforms.batches import ROW, SOURCE
 
@@ -91,6 +92,7 @@ def write_report(
     title: str,
     label: str | None,
     path: str,
+    learner: tuple[str, str] | None = None,
 ) -> None:
     """Writes the report of a job.
 
@@ -101,6 +103,7 @@ def write_report(
         activations: entries of the activation log; `version`, `effective_from_us`, `reason`, `by`.
         title: heading of the page.
         label: name of the label column in the evaluations; None for a job without labels.
+        learner: registry and model of a job that learns; what the learner has to show beside accuracy is then shown, too.
         path: the file to write. Replaced in one step: a reader sees the old page or the new one.
 
     Raises:
@@ -109,6 +112,9 @@ def write_report(
     """
     measured = measure(output, label)
     charts = [] if measured is None else _charts(measured, activations)
+    if measured is not None and learner is not None:
+        own = learnt_charts(output, measured.windows, *learner, versions)
+        charts = [Chart(chart.name, chart.title, chart.text, chart.figure) for chart in own] + charts
     figures = {chart.name: chart.figure.to_plotly_json() for chart in charts}
     # The default template is 7 kB of colours for chart types that are not here; the page has its own.
     for figure in figures.values():

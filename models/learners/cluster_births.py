@@ -30,7 +30,8 @@ LEAST_ROWS = 10  # of a new cluster
 NEIGHBOUR = 7  # whose distance is the density
 PEAK_RATIO = 1.6  # distance to a denser row, against that to the neighbour
 CORE_RATIO = 2.5  # rows whose neighbour is farther off, against that of their peak, are left out: noise
-ONE_PIECE = 3.4  # two halves of a normal distribution are 2.65 deviations apart, of a uniform one 3.46
+ONE_PIECE = 4.0  # neighbouring pieces, however small, are 3.46 deviations apart; less what few rows make of it
+SHAPE_PASSES = 2  # in which the first clusters' shape is found
 EVIDENCE = 5.0  # log likelihood ratio against noise, penalised for the choice of rows
 PRIOR_ROWS = 5.0  # with which a new cluster's variances are drawn to their mean over the columns
 GROUPS = 48  # that are looked at
@@ -42,7 +43,7 @@ def births(state: ClusterState, limit: float) -> tf.Tensor:
     count = tf.cast(state.far_count, tf.int32)
     rows = state.far[:count]
     state.far_fresh.assign(0)
-    size, mean, variance = _one_piece(*_groups(rows, tf.sqrt(state.column_floor)), state)
+    size, mean, variance = _in_their_own_shape(rows, state)
     order = tf.argsort(-size, stable=True)
     size, mean, variance = (tf.gather(values, order) for values in (size, mean, variance))
     floor = state.column_floor
@@ -65,6 +66,28 @@ def births(state: ClusterState, limit: float) -> tf.Tensor:
     state.far[: tf.shape(left)[0]].assign(left)
     state.far_count.assign(tf.cast(tf.shape(left)[0], tf.int64))
     return born
+
+
+def _in_their_own_shape(rows: tf.Tensor, state: ClusterState) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Groups in a metric in which clusters are about round: that of the clusters that live, else of the groups themselves."""
+    floor = state.column_floor
+
+    def pooled(weight: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        logarithm = tf.math.log(variance + VARIANCE_FLOOR * floor)
+        return tf.exp(tf.reduce_sum(weight[:, None] * logarithm, axis=0) / tf.maximum(tf.reduce_sum(weight), TINY))
+
+    def living() -> tf.Tensor:
+        return pooled(state.weight, state.variance)
+
+    def from_rows() -> tf.Tensor:
+        metric = floor
+        for _ in range(SHAPE_PASSES):
+            size, _, variance = _one_piece(*_groups(rows, tf.sqrt(metric)), metric)
+            metric = tf.where(tf.reduce_any(size > 0.0), pooled(size, variance), metric)
+        return metric
+
+    metric = tf.cond(tf.reduce_any(state.alive), living, from_rows)
+    return _one_piece(*_groups(rows, tf.sqrt(metric)), metric)
 
 
 def _groups(rows: tf.Tensor, deviation: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -94,15 +117,13 @@ def _groups(rows: tf.Tensor, deviation: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 
 
 def _one_piece(
-    size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, state: ClusterState
+    size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, metric: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Puts together the groups that are pieces of one cluster, the closest pair first."""
-    floor = state.column_floor
     size = tf.where(size >= LEAST_ROWS // 2, size, tf.zeros_like(size))
 
     def apart(size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-        deviation = tf.sqrt(floor)
-        return separations(mean / deviation, variance / floor + VARIANCE_FLOOR, size > 0)
+        return separations(mean / tf.sqrt(metric), variance / metric + VARIANCE_FLOOR, size > 0)
 
     def more(size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, between: tf.Tensor) -> tf.Tensor:
         del size, mean, variance

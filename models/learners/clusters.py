@@ -58,7 +58,7 @@ VELOCITY_RATE = 0.15  # of an alpha-beta filter
 MEAN_ROWS = 20.0  # that a cluster's expected place counts, against the rows of a block
 VARIANCE_ROWS = 300.0  # that a cluster's variance so far counts at the most
 PRIOR_ROWS = 3.0  # that it counts at the least
-FARTHEST = 30.0  # standard deviations of a column from its mean; a value farther out is moved there
+FARTHEST = 6.0  # standard deviations of a column from its mean; a value farther out is moved there
 EM_STEPS = 2
 
 Move: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
