@@ -58,7 +58,8 @@ VELOCITY_RATE = 0.15  # of an alpha-beta filter
 MEAN_ROWS = 20.0  # that a cluster's expected place counts, against the rows of a block
 VARIANCE_ROWS = 300.0  # that a cluster's variance so far counts at the most
 PRIOR_ROWS = 3.0  # that it counts at the least
-FARTHEST = 6.0  # standard deviations of a column from its mean; a value farther out is moved there
+FARTHEST = 30.0  # standard deviations of a column from its mean; a value farther out is moved there
+FARTHEST_AT_FIRST = 6.0  # in the first block, when an outlier would be much of what is known of its column
 EM_STEPS = 2
 
 Move: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
@@ -293,7 +294,8 @@ class Clusters(tf.Module):
         """Rows in the frame. A missing value counts as the column's mean; one that is absurdly far out is drawn in."""
         state = self.state
         rows = (x - state.shift) / state.scale
-        farthest = FARTHEST * tf.sqrt(state.column_floor)
+        deviations = tf.where(state.column_weight > 0.0, FARTHEST * tf.ones_like(state.column_weight), FARTHEST_AT_FIRST)
+        farthest = deviations * tf.sqrt(state.column_floor)
         rows = tf.where(tf.math.is_nan(rows), state.column_mean, rows)
         return tf.clip_by_value(rows, state.column_mean - farthest, state.column_mean + farthest)
 
