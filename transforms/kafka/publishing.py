@@ -66,7 +66,6 @@ class Publisher:
         self._client, self._id, self._commits, self._transaction_s = client, id, commits, transaction_s
         self._producer: Producer | None = None
         self._last = -1
-        self._fault: KafkaError | None = None
 
     def prepare(self, topics: Iterable[str]) -> list[str]:
         """Makes the topics that do not exist yet, with the cluster's defaults; gives their names.
@@ -112,17 +111,13 @@ class Publisher:
     def _opened(self) -> Producer:
         if self._producer is None:
             producer = self._client.producer(
-                **{"transactional.id": self._id, "transaction.timeout.ms": self._transaction_s * 1000, "error_cb": self._note}
+                **{"transactional.id": self._id, "transaction.timeout.ms": self._transaction_s * 1000}
             )
             what = f"decide what {self._id} had begun to write"
             self._client.patiently(what, lambda: producer.init_transactions(CALL_S))
             self._last = self._last_noted()
-            self._producer, self._fault = producer, None
+            self._producer = producer
         return self._producer
-
-    def _note(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._fault = error
 
     def _write(
         self, producer: Producer, number: int, rows: Mapping[Output, Iterable[pa.RecordBatch]], patience: Patience
@@ -145,6 +140,9 @@ class Publisher:
                     patience.failed(error.args[0])
         except KafkaException as error:
             self._give_up(producer, error.args[0])
+        except BaseException:
+            self._producer = None  # its transaction is open: the next try begins with a producer that decides it
+            raise
 
     def _give_up(self, producer: Producer, error: KafkaError) -> None:
         """Aborts; the next try begins with a new producer, which learns from the cluster what became of this one."""
