@@ -17,7 +17,11 @@ from apache_beam.utils.sentinel import Sentinel
 
 _STATE_CACHE_BYTES = 100 * 2**20  # Beam's default
 
-_READS = ("read_grpc_client_inputs", "read_state")  # Beam's names of the threads that read what the engine sends
+_READS = (
+    "read_grpc_client_inputs",
+    "read_state",
+    "wait_until_finish_read",
+)  # Beam's names of the threads that read what the engine sends
 
 
 def _quiet(

@@ -22,6 +22,8 @@ from runners.local_spark import spark_cluster
 from tests.conformance.modes import PIPELINE
 from tests.conformance.outputs import OUTPUTS, canonical, difference
 from tests.conformance.workload import Workload, make
+from transforms.inference import BatchModelHandler
+from transforms.model_timeline import Request
 
 RECORDS = 8000
 
@@ -52,16 +54,16 @@ def same(output: Path, undisturbed: Path) -> None:
 
 
 def at_a_prediction(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> list[int]:
-    """Does something once, when a version is asked for the n-th time, in this process, which is the worker."""
-    original, calls = ModelCache.get, []
+    """Does something once, when rows are predicted for the n-th time, in this process, which is the worker."""
+    original, calls = BatchModelHandler._predict, []
 
-    def get(self: ModelCache, model: str, version: int) -> Any:
-        calls.append(version)
+    def predict(self: BatchModelHandler, request: Request, cache: ModelCache) -> Any:
+        calls.append(request.version)
         if len(calls) == number:
             act()
-        return original(self, model, version)
+        return original(self, request, cache)
 
-    monkeypatch.setattr(ModelCache, "get", get)
+    monkeypatch.setattr(BatchModelHandler, "_predict", predict)
     return calls
 
 
@@ -97,7 +99,6 @@ def test_the_client_is_killed(workload: Workload, undisturbed: Path, tmp_path: P
     client = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from models.serving import ModelCache
         from tests.runners.test_spark_kill import Workload, at_a_prediction, execution
         import pytest
         run = execution(Workload(Path({str(workload.folder)!r}), {RECORDS}, 0), Path({str(tmp_path / "out")!r}), runner="spark")
