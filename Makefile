@@ -45,6 +45,7 @@ lint: setup-dev
 
 bench: setup-dev
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.classify --short
 	$(BIN)/python -m bench.anomalies
 	$(BIN)/python -m bench.kafka --short
 

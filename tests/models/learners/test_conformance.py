@@ -20,10 +20,11 @@ SMALL = {  # so that the tests are quick
     "mlp_classifier": {"hidden": (16,), "steps": 2},
     "feature_selector": {"hidden": (16,), "steps": 2},
     "clusters": {"max_clusters": 12, "compiled": False},
+    "keyed_classifier": {"max_keys": 8},
     "ensemble_classifier": {"memory_rows": 512, "trees": 6, "depth": 3},
     "ensemble_regressor": {"memory_rows": 512, "trees": 6, "depth": 3},
 }
-DRAWS_NOTHING = {"clusters"}  # a seed makes no difference
+DRAWS_NOTHING = {"keyed_classifier", "clusters"}  # a seed makes no difference
 MODULES = [importlib.import_module(f"models.learners.{found.name}") for found in pkgutil.iter_modules(models.learners.__path__)]
 LEARNERS = {module.__name__.rpartition(".")[2]: module.LEARNER for module in MODULES if hasattr(module, "LEARNER")}
 LABELLED = {name for name, (_, config) in LEARNERS.items() if any(field.name == "label" for field in fields(config))}
@@ -70,6 +71,7 @@ def window(number, rows=48, **columns):
     rng = np.random.default_rng([11, number])
     drawn = {name: rng.normal(3.0, 2.0, rows) for name in FEATURES}
     drawn["is it"] = (drawn["price"] > 3.0).astype(np.int64)
+    drawn["key"] = rng.choice(["north", "south", "ost"], rows)  # for learners with a model for each key
     return pa.RecordBatch.from_pydict(drawn | columns)
 
 
@@ -237,7 +239,9 @@ def test_columns_go_by_name(seed, state, tmp_path):
 def test_any_column_name_will_do(build, tmp_path, features):
     save_learner(build(features=features, label="if"), str(tmp_path / "seed"))
     rng = np.random.default_rng(0)
-    batch = pa.RecordBatch.from_pydict({name: rng.normal(size=9) for name in features} | {"if": rng.integers(0, 2, 9)})
+    batch = pa.RecordBatch.from_pydict(
+        {name: rng.normal(size=9) for name in features} | {"if": rng.integers(0, 2, 9), "key": ["a"] * 9}
+    )
     LearningModel(str(tmp_path / "seed")).learn(batch)
     assert {len(values) for values in predictions(str(tmp_path / "seed"), batch, tmp_path).values()} == {9}
 
