@@ -166,6 +166,23 @@ def test_the_cut_changes_nothing(kafka: Cluster, params: dict[str, Any], tmp_pat
     assert len(found["whole"][1]) == (1500 if "label" in more else 0)
 
 
+def test_prism_predicts_the_same(kafka: Cluster, params: dict[str, Any], tmp_path: Path) -> None:
+    windows = {
+        "windows": "fixed",
+        "window_size": "1m",
+        "aggregates": "a=mean(a);b=sum(b)",
+        "keep": "window_end",
+        "drain": "true",
+    }
+    here = jobs.run("serve-kafka", **params | windows)
+    template, folder = templates.load("serve-kafka")
+    given = params | windows | {"output": tmp_path / "prism", "predictions_topic": f"{params['topic']}-prism"}
+    job = template.fill({name: str(value) for name, value in given.items()}, folder)
+    Execution(job.model_copy(update={"run": job.run.model_copy(update={"runner": "prism"})})).run()
+    assert jobs.read(tmp_path / "prism").equals(jobs.read(here.output))
+    assert in_topic(kafka, given["predictions_topic"]) == in_topic(kafka, params["predictions_topic"])
+
+
 def test_a_learner_learns_the_same_versions_however_topics_are_cut(
     kafka: Cluster, params: dict[str, Any], tmp_path: Path
 ) -> None:
