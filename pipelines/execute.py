@@ -37,6 +37,7 @@ from runners.micro_batch import DRAIN, MicroBatch, MicroBatchDriver, Stop
 from transforms.batches import EVENT_TIME, MAX_WATERMARK_US, event_time_us
 from transforms.bounded_run import BoundedRun
 from transforms.sinks import part_name
+from transforms.training import load_learner
 
 _logger = logging.getLogger("midstream")
 _TRIES = 3  # of a batch whose log is changed while it runs
@@ -116,6 +117,9 @@ class Execution:
             save_job(self.job)
             if self.job.publish is not None and self.job.publish.wanted:
                 self._published = Published(self.job, checkpoint.folder)
+            if self.resolved.first_version is not None and checkpoint.last_commit() is None:
+                self._load_first(self.resolved.first_version)
+            self._reading = time.monotonic()
             if self.job.run.mode == "batch":
                 self._run_batch(checkpoint)
                 finished = True
@@ -125,6 +129,15 @@ class Execution:
         finally:
             checkpoint.close()
             self._graph.close()
+
+    def _load_first(self, version: int) -> None:
+        """Loads what the first records will want, where this process is the worker, too."""
+        model = self.job.model
+        if self.job.run.runner == "direct":
+            load_learner(model.registry, model.name, version)
+            if self.job.kind == "loop":
+                cache = shared_cache(model.registry, block_rows=model.block_rows, max_versions=model.max_versions)
+                cache.get(model.name, version)
 
     def _run_micro_batches(self, checkpoint: Checkpoint) -> bool:
         settings = self.job.run

@@ -47,8 +47,8 @@ class Summary:
         kappa_temporal: 1 is perfect, 0 no better than repeating the label that was known last.
         evaluated: records whose label became known.
         seconds: how long the run took, with getting ready and summing up.
-        records_per_s: records over the time between the first one read and the last output in place, of this go at the job;
-            None where nothing was read.
+        records_per_s: records over the time from the first one read to the last output in place, of this go at the job; None
+            where nothing was read. Making the job ready and loading its first version come before.
         rmse: of predictions that are numbers; there is no accuracy then.
     """
 

@@ -228,6 +228,11 @@ class _Learners:
 _learners = _Learners()
 
 
+def load_learner(registry: str, model: str, version: int) -> None:
+    """Loads the learner that this process will bring forward, before the first window wants it."""
+    _learners.put(registry, model, version, _learners.take(registry, model, version))
+
+
 def _stamp(told: pa.Table, version: int, end_us: int, window: pa.RecordBatch) -> pa.Table:
     """A learner's events with when, by which version, and behind which record."""
     rows = told.num_rows
