@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 
-from models.activation_log import Activation, ActivationLog
-from models.registry import Manifest, Registry
+from models.activation_log import Activation, ActivationLog, LogCorrupt
+from models.registry import Manifest, Registry, UnknownVersion
 from models.serving import shared_cache
+from models.timeline import MIN_TIME_US
 from pipelines.evaluated import estimates_numbers
 from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, LABELS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
@@ -40,6 +43,10 @@ from transforms.sinks import part_name
 from transforms.training import load_learner
 
 _logger = logging.getLogger("midstream")
+Wanted = TypeVar("Wanted")
+# What a file system says that is away for a moment.
+_PASSING = (errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0  # between looks at a registry that is away
 _TRIES = 3  # of a batch whose log is changed while it runs
 
 
@@ -183,8 +190,7 @@ class Execution:
         plan = None if batch.plan is None else StreamPlan.from_json(batch.plan)
         # No later entry may change what this run is about to predict, in this try or the next.
         if plan is not None and self.job.seal and self.job.kind != "learn":
-            self._log.seal(plan.max_event_time_us + 1, by=self.job.name)
-            self._settle(plan.max_event_time_us + 1)
+            self._patiently(lambda: self._seal(batch, plan.max_event_time_us + 1))
         if plan is not None and self.resolved.ordered:
             self._tell_of_empty_partitions(plan)
         reads = {} if plan is None else plan.reads(self.resolved.ordered)
@@ -195,13 +201,17 @@ class Execution:
             watermark_us,
             batch.state_in,
             batch.state_out,
-            self._log.timeline(),
+            self._patiently(self._log.timeline),
             None if plan is None else plan.records_watermark_us,
         )
         counts = self._run(run)
         self._publish(batch.number)
         self._read += plan.rows if plan else 0
-        return {"records": plan.rows if plan else 0, "counts": counts}
+        served_us = batch.previous.get("served_us", MIN_TIME_US) if plan is None else plan.max_event_time_us + 1
+        return {"records": plan.rows if plan else 0, "counts": counts, "served_us": served_us}
+
+    def _decide(self, judge: Judge) -> Activation | None:
+        return self._patiently(lambda: judge.judge(self._latencies()))
 
     def _tell_of_empty_partitions(self, plan: StreamPlan) -> None:
         found = (
@@ -228,11 +238,33 @@ class Execution:
             judge.take(self._parts(PREDICTIONS, number), self._parts(EVALUATIONS, number))
         return judge
 
-    def _settle(self, until_us: int) -> None:
+    def _patiently(self, do: Callable[[], Wanted]) -> Wanted:
+        """Does it again and again while the registry or its log cannot be read: what waits is not lost, what guesses is
+        wrong."""
+        deadline, pause_s = time.monotonic() + self.job.model.patience / 1e6, _FIRST_PAUSE_S
+        while True:
+            try:
+                return do()
+            except (OSError, LogCorrupt, UnknownVersion) as error:
+                stays = isinstance(error, OSError) and error.errno not in _PASSING  # a full disk will not go by itself
+                if stays or time.monotonic() > deadline or self._stop.is_set():
+                    raise JobError(
+                        f"the job of {self._output} stopped: {error} Put it right and give the same command again: it goes "
+                        "on where "
+                        "this one stopped"
+                    ) from error
+            self._stop.wait(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _seal(self, batch: MicroBatch, until_us: int) -> None:
+        self._log.seal(until_us, by=self.job.name)
+        self._settle(int(batch.previous.get("served_us", MIN_TIME_US)), until_us)
+
+    def _settle(self, from_us: int, until_us: int) -> None:
         model = self.job.model
         if self.job.kind == "serve" and model.on_load_failure == "previous":
             cache = shared_cache(model.registry, block_rows=model.block_rows, max_versions=model.max_versions)
-            self._notices += settle(self._log, cache, model.name, self.job.name, until_us)
+            self._notices += settle(self._log, cache, model.name, self.job.name, from_us, until_us)
 
     def _run_batch(self, checkpoint: Checkpoint) -> None:
         if checkpoint.last_commit() is not None:
@@ -307,7 +339,7 @@ class Execution:
     def _committed(self, batch: MicroBatch, note: dict[str, Any]) -> None:
         if self._judge is not None:
             self._judge.take(self._parts(PREDICTIONS, batch.number), self._parts(EVALUATIONS, batch.number))
-            if not batch.is_drain and (entry := self._judge.judge(self._latencies())) is not None:
+            if not batch.is_drain and (entry := self._decide(self._judge)) is not None:
                 self._notices.append(f"{entry.kind} to version {entry.version}: {entry.reason}")
         if self._progress is not None:
             parts = {name: self._parts(name, batch.number) for name in (PREDICTIONS, EVALUATIONS)}

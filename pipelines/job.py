@@ -248,6 +248,8 @@ class ModelSection(Section):
     `previous` takes the version before and says so in the log and the lineage, `hold` stops until it loads, `dead_letter` lets
     its records go.
 
+    A registry that cannot be reached is waited for, up to `patience`: the records wait, too.
+
     A canary serves the records whose `key` (their number, if none is given) falls into its share. With `compare` a second
     version predicts beside: a shadow, a canary's live counterpart, and for as long as `guard` after an activation the version
     before; its outputs have the prefix `beside_`.
@@ -259,6 +261,7 @@ class ModelSection(Section):
     block_rows: int = Field(default=1024, ge=1)
     max_versions: int = Field(default=8, ge=1)
     on_load_failure: Literal["previous", "hold", "dead_letter"] = "previous"
+    patience: DurationUs = parse_duration("5m")
     key: Names = ()
     compare: bool = False
     guard: DurationUs | None = None

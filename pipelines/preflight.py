@@ -15,7 +15,7 @@ from models.timeline import COLD_START, Timeline
 TRIES = 3
 
 
-def settle(log: ActivationLog, cache: ModelCache, model: str, by: str, until_us: int) -> list[str]:
+def settle(log: ActivationLog, cache: ModelCache, model: str, by: str, from_us: int, until_us: int) -> list[str]:
     """Takes back what cannot be loaded.
 
     Args:
@@ -23,27 +23,32 @@ def settle(log: ActivationLog, cache: ModelCache, model: str, by: str, until_us:
         cache: the driver's own.
         model: the model's name.
         by: the job.
+        from_us: what was predicted before stays as it is: nothing is taken back from earlier on.
         until_us: event times below this are about to be predicted.
 
     Returns:
         What was taken back and why, for people.
     """
     taken_back = []
-    while (found := _unloadable(log.timeline(), cache, model, until_us)) is not None:
+    while (found := _unloadable(log.timeline(), cache, model, from_us, until_us)) is not None:
         version, effective_from_us, before, error = found
         reason = f"version {version} was requested and cannot be loaded: {error}"[:500]
         try:
-            log.activate(before, effective_from_us, by=by, reason=reason, kind="rollback")
+            log.activate(before, max(effective_from_us, from_us), by=by, reason=reason, kind="rollback")
         except ActivationInPast:  # another job has served that time: it may have loaded it there, and the log stays
             break
         taken_back.append(f"{reason}; version {before} stays live")
     return taken_back
 
 
-def _unloadable(timeline: Timeline, cache: ModelCache, model: str, until_us: int) -> tuple[int, int, int, ModelError] | None:
+def _unloadable(
+    timeline: Timeline, cache: ModelCache, model: str, from_us: int, until_us: int
+) -> tuple[int, int, int, ModelError] | None:
     """The version, its boundary, the version before, and the error; None if all is well or nothing was live before."""
     live = int(timeline.effective_from_us.searchsorted(until_us, side="left")) - 1
-    for place in range(live, max(-1, live - 2), -1):
+    for place in range(live, -1, -1):
+        if place < live and timeline.effective_from_us[place + 1] <= from_us:
+            break  # another was live again before what is about to be predicted
         version = int(timeline.version[place])
         if cache.has(model, version):
             continue

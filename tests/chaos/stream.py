@@ -41,7 +41,9 @@ class AfterEach:
             self._done += 1
 
 
-def serve(folder: Path, data: Path, registry: str, actions: list[Callable[[], Any]], **params: Any) -> Outcome:
+def serve(
+    folder: Path, data: Path, registry: str, actions: list[Callable[[], Any]], runner: str = "direct", **params: Any
+) -> Outcome:
     """Runs the template `serve` in this process; one record a second of event time."""
     template, here = templates.load("serve")
     given = {
@@ -53,7 +55,9 @@ def serve(folder: Path, data: Path, registry: str, actions: list[Callable[[], An
         "keep": "id,a,b",
         "output": str(folder),
     }
-    return Execution(template.fill({**given, **params}, here), progress=AfterEach(actions)).run()
+    job = template.fill({**given, **params}, here)
+    job = job.model_copy(update={"run": job.run.model_copy(update={"runner": runner})})
+    return Execution(job, progress=AfterEach(actions)).run()
 
 
 def count(folder: Path, registry: str, slopes: dict[int, float], rows: int) -> Counts:
