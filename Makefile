@@ -1,3 +1,4 @@
+# make chaos  tries bad versions and faults while a stream predicts
 # make run    sets up and runs the demonstration      make test   sets up and runs the tests
 # make setup  only sets up                            make bench  measures, beside the rivals
 # make conformance  one pipeline on every runner: the same bytes everywhere?
@@ -46,8 +47,12 @@ lint: setup-dev
 bench: setup-dev
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.classify --short
+	$(BIN)/python -m bench.swap --quick
 	$(BIN)/python -m bench.anomalies
 	$(BIN)/python -m bench.kafka --short
+
+chaos: setup-dev
+	$(BIN)/python -m bench.chaos
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .hypothesis

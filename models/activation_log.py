@@ -358,7 +358,7 @@ class ActivationLog:
         """
 
         def draft(view: _View) -> Seal:
-            boundary = self._on_grid(until_us)
+            boundary = self.on_grid(until_us)
             _check_name(by)
             if by in view.seals and view.seals[by].until_us >= boundary:
                 return view.seals[by]
@@ -386,8 +386,8 @@ class ActivationLog:
 
     def _boundary(self, view: _View, effective_from_us: int | None, not_before_us: int | None = None) -> int:
         if effective_from_us is not None:
-            return self._on_grid(effective_from_us)
-        return max(self._earliest(view), self._on_grid(MIN_TIME_US if not_before_us is None else not_before_us))
+            return self.on_grid(effective_from_us)
+        return max(self._earliest(view), self.on_grid(MIN_TIME_US if not_before_us is None else not_before_us))
 
     def _checked(self, view: _View, new: Activation, boundary: int) -> Activation:
         """The next entry, if it may be."""
@@ -478,7 +478,8 @@ class ActivationLog:
         seal = view.furthest_seal()
         return seal.until_us if seal else MIN_TIME_US
 
-    def _on_grid(self, time_us: int) -> int:
+    def on_grid(self, time_us: int) -> int:
+        """An event time, rounded up to the refresh grid."""
         time_us = min(max(int(time_us), MIN_TIME_US), MAX_TIME_US)
         if time_us in (MIN_TIME_US, MAX_TIME_US):
             return time_us

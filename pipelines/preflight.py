@@ -8,6 +8,8 @@ choice, and the lineage tells.)
 
 from __future__ import annotations
 
+import numpy as np
+
 from models.activation_log import ActivationInPast, ActivationLog
 from models.serving import ModelCache, ModelError
 from models.timeline import COLD_START, Timeline
@@ -29,7 +31,8 @@ def settle(log: ActivationLog, cache: ModelCache, model: str, by: str, from_us: 
     Returns:
         What was taken back and why, for people.
     """
-    taken_back = []
+    taken_back: list[str] = []
+    from_us = log.on_grid(from_us)
     while (found := _unloadable(log.timeline(), cache, model, from_us, until_us)) is not None:
         version, effective_from_us, before, error = found
         reason = f"version {version} was requested and cannot be loaded: {error}"[:500]
@@ -37,6 +40,8 @@ def settle(log: ActivationLog, cache: ModelCache, model: str, by: str, from_us: 
             log.activate(before, max(effective_from_us, from_us), by=by, reason=reason, kind="rollback")
         except ActivationInPast:  # another job has served that time: it may have loaded it there, and the log stays
             break
+        if log.timeline().as_of(np.array([until_us - 1]))[0] == version:
+            break  # whatever it was, it did not help: the rows themselves will tell
         taken_back.append(f"{reason}; version {before} stays live")
     return taken_back
 
