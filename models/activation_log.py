@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from models import storage
 from models.activations import (
@@ -31,6 +31,7 @@ from models.activations import (
     time_text,
     to_json,
 )
+from models.log_view import LogView
 from models.registry import Registry, UnknownVersion
 from models.timeline import MAX_TIME_US, MIN_TIME_US, TRIALS, Timeline
 
@@ -64,57 +65,6 @@ class LogCorrupt(LogError):
     """A file of the log is missing or not what was written; names it."""
 
 
-class _View(NamedTuple):
-    """The log as far as it was read. Replaced as a whole, so that threads may share a log."""
-
-    entries: tuple[Entry, ...] = ()
-    seals: Mapping[str, Seal] = {}  # the furthest one of every job
-    timeline: Timeline = Timeline.of([])
-
-    def extended(self, entries: list[Entry]) -> _View:
-        seals = dict(self.seals)
-        for entry in entries:
-            if isinstance(entry, Seal) and (entry.by not in seals or seals[entry.by].until_us < entry.until_us):
-                seals[entry.by] = entry
-        activations = [entry for entry in entries if isinstance(entry, Activation)]
-        timeline = self.timeline.merge(Timeline.of(activations)) if activations else self.timeline
-        return _View(self.entries + tuple(entries), seals, timeline)
-
-    def furthest_seal(self, unless_by: str | None = None) -> Seal | None:
-        others = (seal for seal in self.seals.values() if seal.by != unless_by)
-        return max(others, key=lambda seal: seal.until_us, default=None)
-
-    def activations(self) -> Iterator[Activation]:
-        return (entry for entry in self.entries if isinstance(entry, Activation))
-
-    def governing(self, time_us: int) -> Activation | None:
-        """The entry that governs a moment: an activation or a trial."""
-        place = int(self.timeline.effective_from_us.searchsorted(time_us, side="right")) - 1
-        return self._entry(place)
-
-    def live_at(self, time_us: int) -> Activation | None:
-        """The activation that made live what is live at a moment, whatever is on trial beside."""
-        place = int(self.timeline.effective_from_us.searchsorted(time_us, side="right")) - 1
-        while place >= 0 and self.timeline.challenger[place]:
-            place -= 1
-        return self._entry(place)
-
-    def _entry(self, place: int) -> Activation | None:
-        entry = self.entries[int(self.timeline.sequence[place]) - 1] if place >= 0 else None
-        return entry if isinstance(entry, Activation) else None
-
-    @property
-    def last_decision(self) -> Activation | Pause | None:
-        """The last entry that is no seal."""
-        return next((entry for entry in reversed(self.entries) if not isinstance(entry, Seal)), None)
-
-    @property
-    def paused(self) -> Pause | None:
-        """The pause that is on."""
-        last = next((entry for entry in reversed(self.entries) if isinstance(entry, Pause)), None)
-        return last if last is not None and last.paused else None
-
-
 class ActivationLog:
     """The log of one model. Safe to share between threads and to pickle; an object of its own for every process."""
 
@@ -138,7 +88,7 @@ class ActivationLog:
         self._folder = storage.join(self._registry.model_folder(model), "activations")
         self._asked_grid_us = grid_us
         self.grid_us = self._read_grid() or grid_us or DEFAULT_GRID_US
-        self._view = _View()
+        self._view = LogView()
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, in order. Reads only files that were not read before.
@@ -211,8 +161,8 @@ class ActivationLog:
         last = self._refreshed().last_decision
         return last.sequence if last is not None else 0
 
-    def _known(self, after: int | None, draft: Callable[[_View], NewEntry]) -> Callable[[_View], NewEntry]:
-        def checked(view: _View) -> NewEntry:
+    def _known(self, after: int | None, draft: Callable[[LogView], NewEntry]) -> Callable[[LogView], NewEntry]:
+        def checked(view: LogView) -> NewEntry:
             entry, last = draft(view), view.last_decision
             if after is not None and last is not None and last.sequence > after and entry.sequence > len(view.entries):
                 what = f"{last.kind} to version {last.version}" if isinstance(last, Activation) else "pause"
@@ -247,7 +197,7 @@ class ActivationLog:
             The entry, new or there before.
         """
 
-        def draft(view: _View) -> Pause:
+        def draft(view: LogView) -> Pause:
             _check_name(by)
             last = next((entry for entry in reversed(view.entries) if isinstance(entry, Pause)), None)
             if last is not None and last.paused == paused:
@@ -266,13 +216,13 @@ class ActivationLog:
 
     def _activation(
         self, new: Activation, effective_from_us: int | None, not_before_us: int | None, automatic: bool
-    ) -> Callable[[_View], Activation]:
+    ) -> Callable[[LogView], Activation]:
         if effective_from_us is not None and not_before_us is not None:
             raise LogError(
                 "expected effective_from_us or not_before_us, came both: the first is the boundary, the second bounds it"
             )
 
-        def draft(view: _View) -> Activation:
+        def draft(view: LogView) -> Activation:
             boundary = self._boundary(view, effective_from_us, not_before_us)
             known = [live for live in (view.governing(boundary),) if live]
             if effective_from_us is not None:
@@ -321,7 +271,7 @@ class ActivationLog:
             UnknownVersion, ActivationInPast, LogCorrupt, OSError: see `activate`.
         """
 
-        def draft(view: _View) -> Activation:
+        def draft(view: LogView) -> Activation:
             boundary = self._boundary(view, effective_from_us)
             # One that another replaced at the same boundary was never live, once that boundary is served.
             counted, earliest = set(view.timeline.sequence.tolist()), self._earliest(view)
@@ -357,7 +307,7 @@ class ActivationLog:
             The job's furthest seal, new or there before; a seal is never taken back.
         """
 
-        def draft(view: _View) -> Seal:
+        def draft(view: LogView) -> Seal:
             boundary = self.on_grid(until_us)
             _check_name(by)
             if by in view.seals and view.seals[by].until_us >= boundary:
@@ -370,7 +320,7 @@ class ActivationLog:
         """The earliest boundary from which anybody may activate a version now."""
         return self._earliest(self._refreshed())
 
-    def _append(self, draft: Callable[[_View], NewEntry]) -> NewEntry:
+    def _append(self, draft: Callable[[LogView], NewEntry]) -> NewEntry:
         while True:
             view, grid_us = self._refreshed(), self.grid_us
             entry = draft(view)
@@ -384,12 +334,12 @@ class ActivationLog:
                 self._view = view.extended([entry])
                 return entry
 
-    def _boundary(self, view: _View, effective_from_us: int | None, not_before_us: int | None = None) -> int:
+    def _boundary(self, view: LogView, effective_from_us: int | None, not_before_us: int | None = None) -> int:
         if effective_from_us is not None:
             return self.on_grid(effective_from_us)
         return max(self._earliest(view), self.on_grid(MIN_TIME_US if not_before_us is None else not_before_us))
 
-    def _checked(self, view: _View, new: Activation, boundary: int) -> Activation:
+    def _checked(self, view: LogView, new: Activation, boundary: int) -> Activation:
         """The next entry, if it may be."""
         _check_name(new.by)
         try:
@@ -401,7 +351,7 @@ class ActivationLog:
             raise ActivationInPast(self._refusal(new.version, boundary, view, seal or view.furthest_seal()))
         return replace(new, sequence=len(view.entries) + 1, effective_from_us=boundary, at=_now())
 
-    def _refreshed(self) -> _View:
+    def _refreshed(self) -> LogView:
         view = self._view
         end = self._end(len(view.entries))
         if end < len(view.entries):
@@ -474,7 +424,7 @@ class ActivationLog:
     def _file(self, sequence: int) -> str:
         return storage.join(self._folder, f"{sequence:012d}.json")
 
-    def _earliest(self, view: _View) -> int:
+    def _earliest(self, view: LogView) -> int:
         seal = view.furthest_seal()
         return seal.until_us if seal else MIN_TIME_US
 
@@ -485,7 +435,7 @@ class ActivationLog:
             return time_us
         return -(-time_us // self.grid_us) * self.grid_us
 
-    def _refusal(self, version: int, boundary: int, view: _View, seal: Seal | None) -> str:
+    def _refusal(self, version: int, boundary: int, view: LogView, seal: Seal | None) -> str:
         asked = f"version {version} of {self.model} cannot become live from {time_text(boundary)}"
         if seal is None:
             return f"{asked}: that is the end of time"
@@ -494,7 +444,7 @@ class ActivationLog:
             f"stays as it is. The earliest possible now is {time_text(self._earliest(view))}; leave the time out to take it."
         )
 
-    def _no_way_back(self, view: _View, boundary: int, live: Activation | None) -> str:
+    def _no_way_back(self, view: LogView, boundary: int, live: Activation | None) -> str:
         what = f"version {live.version} is the first one" if live else "nothing is live"
         later = view.timeline.changes_between(boundary + 1, MAX_TIME_US)
         scheduled = f" Version {later[0].version} is to be live from {time_text(later[0].effective_from_us)}." if later else ""

@@ -22,7 +22,7 @@ import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 from tensorflow.python.eager import context, execute
 
-from models.serving import LoadedGraph, ModelError, cut_into_blocks, join_blocks, read_variables
+from models.loaded_graph import LoadedGraph, ModelError, cut_into_blocks, join_blocks, read_variables
 
 LIBRARY, ABOUT = "functions.pb", "about.json"
 _OF_TRAINING = ("_forward_func_name", "forward_function_name", "backward_function_name")

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import tensorflow as tf
 
-from models.serving import SERVING_SIGNATURE, ModelError, checkpointed_variables, to_arrow, to_numpy, variables_prefix
+from models.loaded_graph import ModelError, checkpointed_variables, variables_prefix
+from models.serving import SERVING_SIGNATURE, to_arrow, to_numpy
 
 LEARN_SIGNATURE = "learn"
 EVENT_PREFIX = "event_"  # of the outputs of `learn` that are the columns of a table of events

@@ -127,8 +127,8 @@ def _places(registry: str, model: str, versions: Sequence[Mapping[str, Any]]) ->
     """Where the clusters went: their centres, projected to the plane in which they are farthest apart."""
     import tensorflow as tf
 
+    from models.loaded_graph import variables_prefix
     from models.registry import Registry
-    from models.serving import variables_prefix
 
     numbers = sorted(int(entry["version"]) for entry in versions if entry.get("training"))
     chosen = [numbers[at] for at in np.unique(np.linspace(0, len(numbers) - 1, MAX_PLACES).astype(int))] if numbers else []
