@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: run engines conformance setup setup-dev test bench lint clean
+.PHONY: run engines conformance setup setup-dev test bench chaos lint clean
 
 run: setup
 	$(BIN)/midstream run electricity --fresh
