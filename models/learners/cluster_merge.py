@@ -1,0 +1,106 @@
+"""One model over many partitions: the clusters that learners found apart, put together.
+
+A cluster is a weight, means and variances, and those of two parts are exactly those of their rows together. What has to be
+decided is which clusters of different partitions are one; that is done once, at the end, with all of them in a fixed order, so
+that it makes no difference in what order or in what groups the partitions came.
+
+References:
+    Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models.learners.cluster_changes import ONE_HEAP
+from models.learners.cluster_state import LEAST_SHARE, TINY, gate
+from models.serving import ModelError, variables_prefix
+
+Floats = npt.NDArray[np.float64]
+
+
+class Found(NamedTuple):
+    """Clusters in the units of the records: `weight` (n,) decayed rows, `mean` and `variance` (n, width)."""
+
+    weight: Floats
+    mean: Floats
+    variance: Floats
+
+    @classmethod
+    def none(cls, width: int) -> Found:
+        return cls(np.zeros(0), np.zeros((0, width)), np.zeros((0, width)))
+
+
+def clusters_of(path: str) -> Found:
+    """The clusters of a version of `models.learners.clusters`.
+
+    Args:
+        path: the SavedModel's folder.
+
+    Raises:
+        ModelError: it is no such model.
+    """
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(variables_prefix(path))
+    keys = {name: f"state/{name}/.ATTRIBUTES/VARIABLE_VALUE" for name in ("id", "weight", "mean", "variance", "shift", "scale")}
+    if missing := [name for name, key in keys.items() if not reader.has_tensor(key)]:
+        raise ModelError(f"{path} is no model of clusters: expected variables named {', '.join(missing)} in its state")
+    value = {name: reader.get_tensor(key) for name, key in keys.items()}
+    alive = value["id"] >= 0
+    scale = value["scale"]
+    mean = value["mean"][alive] * scale + value["shift"]
+    return Found(value["weight"][alive], mean, value["variance"][alive] * scale**2)
+
+
+def gathered(parts: Iterable[Found]) -> Found:
+    """All clusters of some partitions, in an order that depends on them alone."""
+    parts = list(parts)
+    weight, mean, variance = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    order = np.lexsort([*variance.T[::-1], *mean.T[::-1], -weight])
+    return Found(weight[order], mean[order], variance[order])
+
+
+def merged(parts: Iterable[Found], one_heap: float = ONE_HEAP) -> Found:
+    """The clusters of all partitions, those that are one put together, the closest first.
+
+    Args:
+        parts: one from each partition; at least one.
+        one_heap: clusters are one whose centres are less than this apart, in standard deviations along their line.
+    """
+    weight, mean, variance = gathered(parts)
+    while len(weight) > 1:
+        apart = separations(mean, variance)
+        one, other = sorted(np.unravel_index(int(apart.argmin()), apart.shape))
+        if apart[one, other] >= one_heap:
+            break
+        total = weight[one] + weight[other]
+        part, rest = weight[one] / total, weight[other] / total
+        middle = part * mean[one] + rest * mean[other]
+        spread = part * (variance[one] + (mean[one] - middle) ** 2) + rest * (variance[other] + (mean[other] - middle) ** 2)
+        weight[one], mean[one], variance[one] = total, middle, spread
+        weight, mean, variance = (np.delete(values, other, axis=0) for values in (weight, mean, variance))
+    return Found(weight, mean, variance)
+
+
+def separations(mean: Floats, variance: Floats) -> Floats:
+    """How far apart clusters are, in standard deviations along the line between them: (n, n), inf on the diagonal."""
+    squared = (mean[:, None] - mean) ** 2
+    distance = squared.sum(axis=2)
+    along = np.sqrt(np.einsum("abj,aj->ab", squared, variance) / np.maximum(distance, TINY))
+    apart = np.sqrt(distance) / np.maximum(0.5 * (along + along.T), TINY)
+    np.fill_diagonal(apart, np.inf)
+    return apart
+
+
+def assigned(rows: Floats, clusters: Found, gate_deviations: float = 4.0) -> npt.NDArray[np.int64]:
+    """The likeliest cluster of each row, as its place in `clusters`; -1 beyond the gate of all."""
+    squared = ((rows[:, None] - clusters.mean) ** 2 / clusters.variance).sum(axis=2)
+    share = np.maximum(clusters.weight / clusters.weight.sum(), LEAST_SHARE)
+    near = squared <= gate(rows.shape[1], gate_deviations)
+    score = np.log(share) - 0.5 * np.log(clusters.variance).sum(axis=1) - 0.5 * squared
+    return np.where(near.any(axis=1), np.where(near, score, -np.inf).argmax(axis=1), -1)
