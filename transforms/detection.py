@@ -7,10 +7,10 @@ and cutting the stream into other micro-batches changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,25 @@ from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, event_time_us
 from transforms.operators import State, Tables
 
 SCORE, P_VALUE, ALARM = "anomaly_score", "p_value", "alarm"
+MODEL, VERSION, DIGEST = "model", "version", "digest"  # the lineage of a score
 IN, OUT, ALARMS = "in", "out", "alarms"
 SERIES = "series"  # the table of states, one row a series
 _SEPARATOR = "\x1f"  # between the columns of a key; in ASCII, too, the unit separator
 
-Leaves = list[npt.NDArray[Any]]
+if TYPE_CHECKING:
+    from models.anomaly.saved import Leaves, Step
+
+_loaded: dict[object, tuple[Step, Leaves]] = {}
+_loading = threading.Lock()
+
+
+class DetectorVersion(NamedTuple):
+    """A published detector."""
+
+    registry: str
+    model: str
+    version: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,7 @@ class Detect:
         weekends: whether workdays and weekends differ.
         false_alarm_rate: the share of rows of a stream without anomalies that may raise an alarm.
         seed: of random projections.
+        version: the published detector that scores; None for this process's own, whose scores have no lineage.
     """
 
     values: tuple[str, ...]
@@ -48,6 +63,7 @@ class Detect:
     weekends: bool = True
     false_alarm_rate: float = 1e-3
     seed: int = 7
+    version: DetectorVersion | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -57,7 +73,8 @@ class Detect:
     @property
     def columns(self) -> list[str]:
         """The columns of what comes out."""
-        return [EVENT_TIME, SOURCE, ROW, SEQUENCE, *self.by, *self.values, SCORE, P_VALUE, ALARM]
+        lineage = (MODEL, VERSION, DIGEST) if self.version is not None else ()
+        return [EVENT_TIME, SOURCE, ROW, SEQUENCE, *self.by, *self.values, SCORE, P_VALUE, ALARM, *lineage]
 
     def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
         """Scores the rows that came; waits for nothing. A row with a missing value has no score and is not learnt."""
@@ -76,6 +93,10 @@ class Detect:
             scored = scored.append_column(name, pa.array(values, pa.float32(), mask=missing))
         # Comparisons with NaN are false: a row without a score raises no alarm.
         scored = scored.append_column(ALARM, pa.array((given[:, 2] > 0) & (given[:, 1] <= self.false_alarm_rate)))
+        if self.version is not None:
+            count, (_, *lineage) = scored.num_rows, self.version
+            for name, value in zip((MODEL, VERSION, DIGEST), lineage, strict=True):
+                scored = scored.append_column(name, pa.repeat(value, count))
         state = {SERIES: _written_states(known, names, leaves)}
         return state, {OUT: scored, ALARMS: scored.filter(scored.column(ALARM))}
 
@@ -83,8 +104,8 @@ class Detect:
         """Nothing waits."""
         return None
 
-    def _settings(self) -> tuple[int, int]:
-        return len(self.values), self.seed
+    def _settings(self) -> tuple[int, int, DetectorVersion | None]:
+        return len(self.values), self.seed, self.version
 
     @property
     def _empty(self) -> Leaves:
@@ -126,28 +147,21 @@ class Detect:
         return given
 
 
-Step = Callable[[Leaves, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], int], tuple[Leaves, npt.NDArray[np.float32]]]
-
-
-@lru_cache(maxsize=8)
-def _detector(columns: int, seed: int) -> tuple[Step, Leaves]:
+def _detector(columns: int, seed: int, version: DetectorVersion | None) -> tuple[Step, Leaves]:
     """The compiled step over lists of arrays, and the state of one series that has seen nothing."""
-    import tensorflow as tf
+    from models.anomaly.saved import exported, load_detector
+    from models.registry import Registry
 
-    from models.anomaly.detector import Detector, DetectorConfig
-
-    detector = Detector(DetectorConfig(columns, seed))
-    shape = detector.empty(1)
-    compiled = detector.compiled()
-
-    def step(
-        leaves: Leaves, x: npt.NDArray[Any], phase: npt.NDArray[Any], kind: npt.NDArray[Any], rows: int
-    ) -> tuple[Leaves, npt.NDArray[np.float32]]:
-        state = tf.nest.pack_sequence_as(shape, [tf.constant(leaf) for leaf in leaves])
-        after, scores = compiled(state, tf.constant(x), tf.constant(phase), tf.constant(kind), tf.constant(rows))
-        return [leaf.numpy() for leaf in tf.nest.flatten(after)], scores.numpy()
-
-    return step, [leaf.numpy() for leaf in tf.nest.flatten(shape)]
+    # Versions with the same digest are the same graph, wherever they are: compiling one takes seconds.
+    key: object = (columns, seed) if version is None else version.digest
+    with _loading:
+        if key not in _loaded:
+            if version is None:
+                folder = exported(columns, seed)
+            else:
+                _, folder = Registry(version.registry).trusted(version.model, version.version, graph=True)
+            _loaded[key] = load_detector(folder)
+        return _loaded[key]
 
 
 def _series(rows: pa.Table, by: tuple[str, ...]) -> tuple[pa.Array, npt.NDArray[np.int64]]:

@@ -114,13 +114,6 @@ class Detector(tf.Module):
         _, flat, out = tf.while_loop(lambda place, *_: place < rows, body, begin, maximum_iterations=ROWS)
         return tf.nest.pack_sequence_as(state, flat), tf.cast(out.stack(), tf.float32)
 
-    def compiled(self) -> Any:
-        """`step`, compiled for blocks of `KEYS` series and `ROWS` rows."""
-        spec = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), self.empty())
-        block = tf.TensorSpec((ROWS, KEYS, self.config.columns), tf.float64)
-        when = tf.TensorSpec((ROWS, KEYS), tf.int32)
-        return tf.function(self.step, input_signature=[spec, block, when, when, tf.TensorSpec((), tf.int32)], jit_compile=True)
-
     def _row(self, state: State, x: tf.Tensor, phase: tf.Tensor, kind: tf.Tensor) -> tuple[State, tf.Tensor]:
         """One row of each key; returns the states after it and (KEYS, 3), see `step`."""
         inverse, lanes, columns = state.inverse, x, self.config.columns

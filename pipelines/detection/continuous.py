@@ -5,13 +5,14 @@ The rows of a topic are scored in order of event time; one that comes when later
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from pipelines.continuous import ContinuousExecution, ContinuousPlan
 from pipelines.detection.graph import SCORES, build_detection
 from pipelines.detection.job import DetectSpec
+from pipelines.detection.version import with_version
 from pipelines.graph import DEAD_LETTERS
 from pipelines.modes import Continuous
 from pipelines.resolve import JobError
@@ -65,7 +66,8 @@ class ContinuousDetection(ContinuousExecution):
         super().__init__(job, stop=stop, tell=tell)  # type: ignore[arg-type]
 
     def _resolve(self) -> Any:
-        return resolve_topic(self.job)  # type: ignore[arg-type]
+        resolved = resolve_topic(self.job)  # type: ignore[arg-type]
+        return replace(resolved, detect=with_version(resolved.job, resolved.detect))
 
     def _plan(self) -> ContinuousPlan:
         return _Plan.of(self.resolved, self._folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipelines.detection.csv_output import STATE, CsvOutput
 from pipelines.detection.graph import OUTPUTS, SCORES, build_detection
 from pipelines.detection.job import DetectSpec
 from pipelines.detection.resolve import ResolvedDetection, resolve_detection
+from pipelines.detection.version import with_version
 from pipelines.execute import counters
 from pipelines.graph import DEAD_LETTERS, RECORDS
 from pipelines.modes import Bounded
@@ -102,6 +103,7 @@ class _Stream:
         self._folder = stream_folder(Path(resolved.job.output), resolved.number)
         self._run_file = str(self._folder / CHECKPOINT / "run.json")
         job = resolved.job.model_copy(update={"output": str(self._folder)})
+        resolved = replace(resolved, detect=with_version(resolved.job, resolved.detect))
         where = job.run.model_dump(include={"runner", "parallelism", "master", "workers"})
         self._graph = open_graph(lambda pipeline: build_detection(Bounded(pipeline, self._run_file), resolved, job), **where)
         self.notices: list[str] = []
@@ -268,4 +270,6 @@ def clear(job: DetectSpec) -> None:
                 shutil.rmtree(folder / name, ignore_errors=True)
         if number:
             folder.rmdir()
+        elif job.registry is None:
+            shutil.rmtree(output / "registry", ignore_errors=True)
         number += 1

@@ -49,6 +49,8 @@ class DetectSpec(Section):
         source: CSV files, those in subfolders, too; or a topic.
         detector: its settings.
         output: folder for the CSV files with scores, and for everything else that the job writes.
+        registry: where the detector is published; `registry` in the output folder if left out.
+        model: the detector's name there; one of several columns has their number behind it.
         publish: topics for what a continuous job gives.
     """
 
@@ -57,6 +59,8 @@ class DetectSpec(Section):
     source: SourceSection
     detector: DetectorSection = DetectorSection()
     output: str
+    registry: str | None = None
+    model: str = "anomalies"
     run: RunSection = RunSection()
     publish: DetectPublishSection | None = None
 

@@ -14,7 +14,7 @@ from pipelines.detection.job import DetectSpec
 from pipelines.resolve import JobError, check_output
 from transforms.batches import RESERVED
 from transforms.decoding.records import format_of
-from transforms.detection import ALARM, P_VALUE, SCORE, Detect
+from transforms.detection import ALARM, DIGEST, MODEL, P_VALUE, SCORE, VERSION, Detect
 from transforms.file_source import FileInfo, FileSource
 from transforms.schema import Column, Schema, TimeSpec
 
@@ -59,7 +59,6 @@ def resolve_detection(job: DetectSpec) -> list[ResolvedDetection]:
     Raises:
         JobError: something does not fit; says what was expected, what came and what to do.
     """
-    check_output(job.output)
     path = job.source.path
     if path is None:
         raise JobError("anomalies are detected in files: give the source a path")
@@ -75,6 +74,7 @@ def resolve_detection(job: DetectSpec) -> list[ResolvedDetection]:
         source = CsvFiles(path, "csv", _UNKNOWN, replace(time, column=None), job.source.batch_rows)
         files = source.list_files()
         _check_apart(source, job.output)
+        check_output(job.output)
         layouts = _layouts(job, files)
         streams = []
         for number, (values, names) in enumerate(layouts.items()):
@@ -135,7 +135,7 @@ def _values(job: DetectSpec, file: FileInfo, head: Head) -> tuple[str, ...]:
             f"{file.name}: there is no numeric column to score beside the time; {there}. If there is one and its first rows "
             "are bad, name it: --param values=COLUMN"
         )
-    if taken := [name for name in (*values, *section.by) if name in (*RESERVED, P_VALUE, ALARM)]:
+    if taken := [name for name in (*values, *section.by) if name in (*RESERVED, P_VALUE, ALARM, MODEL, VERSION, DIGEST)]:
         raise JobError(f"{file.name}: the name of the column {taken[0]!r} is taken; rename it")
     return values
 

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from models.activation_log import ActivationLog
+from models.registry import Registry
 from pipelines.cli import main
 from pipelines.resolve import JobError
 from tests.pipelines import detections
@@ -69,6 +71,23 @@ def test_every_file_comes_back_with_the_same_rows_and_a_score(folder: Path, scor
         numbers = np.array(scores(after[name]), float)
         assert ((numbers >= 0) & (numbers <= 1)).all()
         assert (numbers.max() > 0.3) == (name != "short.csv"), (name, numbers.max())
+
+
+def test_every_score_names_the_version_that_gave_it(folder: Path, scored: Path, tmp_path: Path) -> None:
+    registry = Registry(str(scored / "registry"))
+    assert registry.models() == ["anomalies", "anomalies-2-columns"]
+    several = "anomalies-2-columns"  # group/several.csv comes first by name
+    for part, model in (("scores", several), ("stream-1/scores", "anomalies"), ("stream-1/alarms", "anomalies")):
+        rows = pq.read_table(scored / part, columns=["model", "version", "digest"]).to_pylist()
+        assert {tuple(row.values()) for row in rows} == {(model, 1, registry.manifest(model, 1).digests.version)}, part
+        assert registry.verify(model, 1)
+        (live,) = ActivationLog(str(scored / "registry"), model).timeline().version.tolist()
+        assert live == 1
+    # Another job may go by the same detector, from a registry of its user's.
+    for name in ("a", "b"):
+        run(folder / "one.csv", tmp_path / name, registry=tmp_path / "registry", model="mine")
+    assert Registry(str(tmp_path / "registry")).versions("mine") == [1]
+    assert csv_files(tmp_path / "a") == csv_files(tmp_path / "b") == {"one.csv": csv_files(scored)["one.csv"]}
 
 
 @pytest.mark.parametrize("records", [89, 1000])

@@ -1,0 +1,28 @@
+"""Which detector a job goes by: a version of the registry, published when the job begins, and the same for as long as it lives.
+
+A job that is gone on with after the program has changed still scores with the graph it began with: its states belong to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from models.activation_log import ActivationLog
+from models.registry import Registry
+from pipelines.detection.job import DetectSpec
+from transforms.detection import Detect, DetectorVersion
+
+
+def with_version(job: DetectSpec, step: Detect) -> Detect:
+    """The step with the job's version, which is published and made live now if this is the job's first run."""
+    from models.anomaly.saved import exported
+
+    columns = len(step.values)
+    root, model = job.registry or f"{job.output}/registry", job.model if columns == 1 else f"{job.model}-{columns}-columns"
+    registry, publication = Registry(root), f"{job.name}/detector/{columns}/{step.seed}"
+    found = registry.find_publication(model, publication)
+    if found is None:
+        found = registry.publish(model, exported(columns, step.seed), publication=publication)
+    log = ActivationLog(root, model)
+    log.activate(found.version, by=job.name, reason="the detector that this job began with")
+    return replace(step, version=DetectorVersion(root, model, found.version, found.digests.version))
