@@ -46,6 +46,8 @@ lint: setup-dev
 
 bench: setup-dev
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.clusters --short
+	$(BIN)/python -m bench.select_features --short
 	$(BIN)/python -m bench.classify --short
 	$(BIN)/python -m bench.swap --quick
 	$(BIN)/python -m bench.anomalies

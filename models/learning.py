@@ -88,7 +88,7 @@ class LearningModel:
 
         Returns:
             The scalar outputs of the `learn` signature; and its outputs named `event_...`, vectors of one length, as the
-            columns of a table without that prefix, a row for each event. None for a learner that has none.
+            columns of a table without that prefix, a row for each event. None if there are none.
 
         Raises:
             ModelError: there are no rows, a column is missing or of another type, or the graph refused the rows.
@@ -104,12 +104,13 @@ class LearningModel:
         except (ValueError, tf.errors.OpError) as error:
             raise ModelError(f"the learner refused {batch.num_rows} rows: {error}") from error
         scalars = {name: float(value.numpy()) for name, value in given.items() if value.shape.rank == 0}
-        columns = {
-            name.removeprefix(EVENT_PREFIX): to_arrow(value.numpy())
+        vectors = {
+            name.removeprefix(EVENT_PREFIX): value.numpy()
             for name, value in sorted(given.items())
             if name.startswith(EVENT_PREFIX) and value.shape.rank == 1
         }
-        return scalars, pa.table(columns) if columns else None
+        happened = any(len(values) for values in vectors.values())
+        return scalars, pa.table({name: to_arrow(values) for name, values in vectors.items()}) if happened else None
 
     def write_variables(self, folder: str) -> None:
         """Writes the variables as TensorFlow does, so that with the graph's `saved_model.pb` they are a SavedModel.

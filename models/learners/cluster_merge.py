@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from models.learners.cluster_changes import ONE_HEAP
 from models.learners.cluster_state import LEAST_SHARE, TINY, gate
-from models.serving import ModelError, variables_prefix
+from models.loaded_graph import variables_prefix
+from models.serving import ModelError
 
 Floats = npt.NDArray[np.float64]
 
