@@ -21,7 +21,7 @@ from models.registry import Manifest, Registry, UnknownVersion
 from models.serving import shared_cache
 from models.timeline import MIN_TIME_US
 from pipelines.evaluated import estimates_numbers
-from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, LABELS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
+from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, LABELS, METRICS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
 from pipelines.job import JobSpec
 from pipelines.judge import Judge, rules_of
 from pipelines.modes import Bounded
@@ -323,6 +323,8 @@ class Execution:
         for name in OUTPUTS:
             folder = self._output / name
             if name == EVENTS and self.job.learner is None:
+                continue
+            if name == METRICS and (self.job.labels is None or self.job.labels.metrics_rows is None):
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             for left in [*folder.glob(".*"), *self._parts(name, number)]:

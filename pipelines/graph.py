@@ -30,12 +30,14 @@ from transforms.label_context import LabelContext
 from transforms.label_join import LABEL_TIME, LabelJoin, own_labels
 from transforms.model_timeline import Choice
 from transforms.operators import Chain
+from transforms.prequential import Prequential
 from transforms.sources import Source
 from transforms.training import EVENTS, Train
 
 RECORDS, LABELS = "records", "labels"  # the sources
 PREDICTIONS, EVALUATIONS, DEAD_LETTERS = "predictions", "evaluations", "dead_letters"
-OUTPUTS = (PREDICTIONS, EVALUATIONS, DEAD_LETTERS, EVENTS)  # every folder that a job may write rows to
+METRICS = "metrics"
+OUTPUTS = (PREDICTIONS, EVALUATIONS, DEAD_LETTERS, EVENTS, METRICS)  # every folder that a job may write rows to
 FIRST = "first_"  # prefix of what the first version said, where it is compared with
 BESIDE = "beside_"  # prefix of what a challenger said, or whom a challenger is compared with
 _IDENTITY = [EVENT_TIME, SOURCE, ROW, SEQUENCE]
@@ -118,6 +120,9 @@ def build(mode: Mode, resolved: Resolved) -> None:
         if labels is not None:
             sinks[EVALUATIONS], unmatched = _evaluate(mode, predictions, labels, resolved)
             columns[EVALUATIONS] = evaluation_columns(resolved)
+            if job.labels is not None and job.labels.metrics_rows is not None:
+                prequential = Prequential(job.labels.column, job.labels.metrics_rows, job.labels.metrics_by)
+                sinks[METRICS] = ({"in": sinks[EVALUATIONS]} | mode.advance(prequential, METRICS))[METRICS]
     if unmatched is not None and resolved.labels is not None:
         # A label that is a column of its record needs no letter of its own: if nothing has it, the record itself was one.
         dead.append(unmatched | "unmatched" >> beam.FlatMap(_unmatched).with_output_types(pa.RecordBatch))
@@ -141,7 +146,9 @@ def evaluation_columns(resolved: Resolved) -> list[str]:
     assert resolved.job.labels is not None
     own = [*resolved.outputs.names, "version"]
     prefixes = _prefixes(resolved.job)
-    return [*_IDENTITY, resolved.job.labels.column, LABEL_TIME, *(prefix + name for prefix in prefixes for name in own)]
+    labels = resolved.job.labels
+    by = [labels.metrics_by] if labels.metrics_by is not None else []
+    return [*_IDENTITY, labels.column, LABEL_TIME, *by, *(prefix + name for prefix in prefixes for name in own)]
 
 
 def _prefixes(job: JobSpec) -> list[str]:

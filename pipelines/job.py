@@ -204,7 +204,8 @@ class LabelsSection(Section):
     """Where labels come from: a column of the records, known `delay` after them, or a stream of their own.
 
     A stream's event time is the moment a label became known. It joins the records that agree in the columns `on`, up to
-    `horizon` after them.
+    `horizon` after them. With `metrics_rows` a job that predicts writes figures of its predictions, `metrics/`, for so many
+    evaluated records, and for each value of the column `metrics_by`, one of those kept.
     """
 
     column: str
@@ -212,6 +213,8 @@ class LabelsSection(Section):
     source: SourceSection | None = None
     on: Names = ()
     horizon: DurationUs | None = None
+    metrics_rows: int | None = Field(default=None, ge=1)
+    metrics_by: str | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> LabelsSection:

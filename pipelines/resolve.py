@@ -64,6 +64,8 @@ def resolve(job: JobSpec) -> Resolved:
         raise JobError(f"keep: there is no column {', '.join(missing)} behind the steps; there are {', '.join(own)}")
     if missing := [name for name in job.model.key if name not in features.names]:
         raise JobError(f"key: there is no column {', '.join(missing)} behind the steps; there are {', '.join(own)}")
+    if job.labels is not None and job.labels.metrics_by not in (None, *job.keep):
+        raise JobError(f"labels: metrics_by is one of the columns in `keep`; {job.labels.metrics_by!r} is not among them")
     first_version = _first_version(job, features) if job.learner is not None else None
     signature = _contract(job)
     _check_inputs(job, signature, features, schema)

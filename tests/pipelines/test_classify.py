@@ -58,6 +58,18 @@ def test_text_labels_of_three_classes(tmp_path):
     assert given["version"].is_monotonic_increasing
 
 
+def test_figures_of_windows_and_segments(tmp_path):
+    data = records(500)
+    data["y"] = (data.a > 0).astype(int)
+    data["city"] = np.where(np.arange(500) % 2 == 0, "Bern", "Rome")
+    spec = job("classify", tmp_path, data, metrics_rows="100", metrics_by="city", keep="city")
+    run(spec)
+    figures = pd.concat([pq.read_table(part).to_pandas() for part in sorted(Path(spec.output, "metrics").glob("*.parquet"))])
+    whole = figures[figures.version.isna()]
+    assert sorted(whole.segment) == ["Bern"] * 2 + ["Rome"] * 2 and (whole.rows == 100).all()
+    assert whole.accuracy.iloc[-1] > 0.8 and whole.auc.iloc[-1] > 0.8 and whole.log_loss.notna().all()
+
+
 def test_missing_values_true_and_false_and_text_columns(tmp_path):
     data = records()
     rng = np.random.default_rng(1)
