@@ -133,6 +133,7 @@ def measure_swap(way: str, registry_root: str) -> dict[str, float]:
         "steady_longest_ms": float(steady.max()),
         "loading_p50_ms": float(np.percentile(loading, 50)),
         "loading_p99_ms": float(np.percentile(loading, 99)),
+        "loading_longest_ms": float(loading.max()),
         "longest_ms": float(swap.max()),
         "first_of_new_ms": float(swap[-AFTER]),
         "new_model_p50_ms": float(np.percentile(swap[-AFTER:], 50)),
