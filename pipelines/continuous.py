@@ -269,6 +269,7 @@ class ContinuousPlan:
             parallelism=run.parallelism,
             master=run.master,
             environment=run.workers,
+            preinstalled=run.preinstalled,
             flags=self.flags(),
         )
 

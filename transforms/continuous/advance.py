@@ -26,9 +26,10 @@ from transforms.operators import Operator, Tables
 from transforms.stateful import Shard, in_order, pack_state, unpack_state
 from transforms.windowing import times_of
 
-# Timers beyond these would never fire, or are no timestamps of Beam's: the window of all time ends there.
 FIRST_US = MIN_TIMESTAMP.micros
-LAST_US = GlobalWindow().max_timestamp().micros
+# Where a stream that ends is led, and what waits for its end is woken. A day before the end of Beam's time: at that itself,
+# Flink takes away all state, also that of a source whose own input, a single element, ended long ago.
+LAST_US = GlobalWindow().max_timestamp().micros - 86_400_000_000
 
 
 class AdvanceLive(beam.PTransform):

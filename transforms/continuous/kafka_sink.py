@@ -28,11 +28,12 @@ from apache_beam.coders import BytesCoder
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import Timestamp
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from models.storage import write_text_atomically
 from transforms.batches import SOURCE
+from transforms.continuous.advance import LAST_US
 from transforms.kafka.client import CALL_S, KafkaClient, Topic, ends
 from transforms.kafka.publishing import json_messages
 
@@ -151,7 +152,7 @@ class Write(beam.DoFn):
     ) -> None:
         shard, (name, batch) = keyed
         if name == _BEGIN:
-            end.set(GlobalWindow().max_timestamp())
+            end.set(Timestamp(micros=LAST_US))
             return
         if shard not in self._writers:
             self._writers[shard] = _writer(self._spec, shard)
