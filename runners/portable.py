@@ -66,7 +66,11 @@ class PortableGraph:
         self._preinstalled = preinstalled
         self._supervisor = Supervisor()
         self._workers = LoopbackWorkers() if environment is None else None
-        given = {"parallelism": parallelism, **(options or {})}
+        given: dict[str, Any] = {"parallelism": parallelism, **(options or {})}
+        if engine != "prism":
+            # Beam's runners for the JVM begin a new stage at every side input, and rows would be sent to the JVM and back there;
+            # Beam's optimiser in Python, whose stages they take as they are, knows when that is not needed.
+            given["experiments"] = [*given.get("experiments", []), "pre_optimize=all"]
         if environment is not None:
             # A worker is a process, which takes seconds to start: let it live from one step of the job to the next.
             given["environment_cache_millis"] = _WORKER_LIFE_MS
