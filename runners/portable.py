@@ -68,7 +68,7 @@ class PortableGraph:
         self._workers = LoopbackWorkers() if environment is None else None
         given: dict[str, Any] = {"parallelism": parallelism, **(options or {})}
         if engine != "prism":
-            # Beam's runners for the JVM begin a new stage at every side input, and rows would be sent to the JVM and back there;
+            # Beam's runners for the JVM begin a new stage at every side input, and rows would go to the JVM and back there;
             # Beam's optimiser in Python, whose stages they take as they are, knows when that is not needed.
             given["experiments"] = [*given.get("experiments", []), "pre_optimize=all"]
         if environment is not None:
