@@ -11,8 +11,10 @@ import pyarrow as pa
 
 from pipelines import template as templates
 from pipelines.execute import Execution
+from pipelines.job import JobSpec
 from runners.local_flink import flink_cluster
 from runners.local_spark import spark_cluster
+from tests.conformance.continuous import LEFT_OUT, continuous
 from tests.conformance.outputs import OUTPUTS, canonical
 from tests.conformance.workload import Workload
 
@@ -39,14 +41,19 @@ class Mode:
     leave_out: Sequence[str] = ()
 
 
+def job_of(workload: Workload, output: Path, mode: str = "batch") -> JobSpec:
+    """The pipeline over a workload."""
+    records = workload.records if mode == "batch" else -(-workload.records // MICRO_BATCHES)
+    found, here = templates.load(str(PIPELINE))
+    given = {"folder": workload.folder, "output": output, "mode": mode, "records": records}
+    return found.fill({name: str(value) for name, value in given.items()}, here)
+
+
 def bounded(mode: str, runner: str, parallelism: int = 1, cluster: str | None = None) -> Callable[[Workload, Path], Given]:
     """A batch or micro-batches on a runner, in the engine's own process or on a standalone cluster."""
 
     def run(workload: Workload, output: Path) -> Given:
-        records = workload.records if mode == "batch" else -(-workload.records // MICRO_BATCHES)
-        found, here = templates.load(str(PIPELINE))
-        given = {"folder": workload.folder, "output": output, "mode": mode, "records": records}
-        job = found.fill({name: str(value) for name, value in given.items()}, here)
+        job = job_of(workload, output, mode)
 
         def execute(**settings: Any) -> None:
             settings |= {"runner": runner, "parallelism": parallelism}
@@ -65,6 +72,7 @@ def bounded(mode: str, runner: str, parallelism: int = 1, cluster: str | None = 
 
 
 REFERENCE = Mode("DirectRunner batch", bounded("batch", "direct"))
+_FOLDER = REFERENCE.name.replace(" ", "-")
 MODES = [
     REFERENCE,
     Mode("DirectRunner micro-batch", bounded("micro-batch", "direct")),
@@ -73,6 +81,8 @@ MODES = [
     Mode("Flink batch, embedded", bounded("batch", "flink", 2)),
     Mode("Flink batch, standalone", bounded("batch", "flink", 2, "flink")),
     Mode("Flink micro-batch, embedded", bounded("micro-batch", "flink", 2)),
+    Mode("Flink continuous, embedded, from and to Kafka", continuous(job_of, _FOLDER, False), leave_out=LEFT_OUT),
+    Mode("Flink continuous, standalone, from and to Kafka", continuous(job_of, _FOLDER, True), leave_out=LEFT_OUT),
     Mode("Spark batch, local", bounded("batch", "spark", 2)),
     Mode("Spark micro-batch, local", bounded("micro-batch", "spark", 2)),
     Mode("Spark micro-batch, standalone", bounded("micro-batch", "spark", 2, "spark")),
