@@ -44,7 +44,7 @@ lint: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup-dev
+bench: setup-dev engines
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.clusters --short
 	$(BIN)/python -m bench.select_features --short
@@ -52,6 +52,7 @@ bench: setup-dev
 	$(BIN)/python -m bench.swap --quick
 	$(BIN)/python -m bench.anomalies
 	$(BIN)/python -m bench.kafka --short
+	$(BIN)/python -m bench.engines --rows 20000
 
 chaos: setup-dev
 	$(BIN)/python -m bench.chaos

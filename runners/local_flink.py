@@ -32,6 +32,7 @@ execution.checkpointing.externalized-checkpoint-retention: RETAIN_ON_CANCELLATIO
 state.backend.type: hashmap
 state.checkpoints.dir: file://{folder}/checkpoints
 state.savepoints.dir: file://{folder}/savepoints
+taskmanager.network.sort-shuffle.min-buffers: 64
 io.tmp.dirs: {folder}/tmp
 heartbeat.interval: 2000
 heartbeat.timeout: 10000
@@ -47,14 +48,14 @@ _TASK_MEMORY = {
     "taskmanager.memory.task.off-heap.size": "0",
     "taskmanager.memory.framework.heap.size": "128m",
     "taskmanager.memory.framework.off-heap.size": "128m",
-    "taskmanager.memory.network.min": "128m",
-    "taskmanager.memory.network.max": "128m",
+    "taskmanager.memory.network.min": "256m",
+    "taskmanager.memory.network.max": "256m",
     "taskmanager.memory.managed.size": "128m",
     "taskmanager.memory.jvm-metaspace.size": "384m",
     "taskmanager.memory.jvm-overhead.min": "192m",
     "taskmanager.memory.jvm-overhead.max": "192m",
 }
-_TASK_JVM = [f"-Xmx{_TASK_HEAP_MIB + 256}m", "-Xms128m", "-XX:MaxDirectMemorySize=384m", "-XX:MaxMetaspaceSize=384m"]
+_TASK_JVM = [f"-Xmx{_TASK_HEAP_MIB + 256}m", "-Xms128m", "-XX:MaxDirectMemorySize=512m", "-XX:MaxMetaspaceSize=384m"]
 
 
 class FlinkCluster:
