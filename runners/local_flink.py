@@ -27,7 +27,7 @@ rest.port: {rest}
 taskmanager.numberOfTaskSlots: {slots}
 parallelism.default: 1
 jobmanager.memory.process.size: 1024m
-taskmanager.memory.managed.size: 128m
+taskmanager.memory.managed.size: 512m
 execution.checkpointing.externalized-checkpoint-retention: RETAIN_ON_CANCELLATION
 state.backend.type: hashmap
 state.checkpoints.dir: file://{folder}/checkpoints
@@ -50,7 +50,7 @@ _TASK_MEMORY = {
     "taskmanager.memory.framework.off-heap.size": "128m",
     "taskmanager.memory.network.min": "256m",
     "taskmanager.memory.network.max": "256m",
-    "taskmanager.memory.managed.size": "128m",
+    "taskmanager.memory.managed.size": "512m",
     "taskmanager.memory.jvm-metaspace.size": "384m",
     "taskmanager.memory.jvm-overhead.min": "192m",
     "taskmanager.memory.jvm-overhead.max": "192m",
