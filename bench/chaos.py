@@ -31,7 +31,6 @@ def main(quick: bool) -> None:
 
     with hushed():
         from tests.chaos.faults import run_faults
-
         from tests.chaos.table import run_table
 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
