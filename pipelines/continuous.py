@@ -271,6 +271,8 @@ class ContinuousPlan:
             environment=run.workers,
             preinstalled=run.preinstalled,
             flags=self.flags(),
+            # A worker that died would be handed out again to every new try of the job.
+            options={"environment_cache_millis": 0} if run.workers is not None else None,
         )
 
 

@@ -73,7 +73,7 @@ class PortableGraph:
             given["experiments"] = [*given.get("experiments", []), "pre_optimize=all"]
         if environment is not None:
             # A worker is a process, which takes seconds to start: let it live from one step of the job to the next.
-            given["environment_cache_millis"] = _WORKER_LIFE_MS
+            given.setdefault("environment_cache_millis", _WORKER_LIFE_MS)
         if preinstalled and engine == "spark":
             # Spark sends what this names, and everything that its driver has on its class path if nothing is named.
             given["files_to_stage"] = [str(next(folder("spark").glob("beam-runners-spark*.jar")))]
