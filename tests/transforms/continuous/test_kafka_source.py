@@ -10,11 +10,10 @@ import pytest
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from confluent_kafka import Producer
 
-from transforms.batches import MIN_WATERMARK_US, SEQUENCE
+from transforms.batches import MIN_WATERMARK_US, SEQUENCE, WATERMARK
 from transforms.continuous import kafka_source
 from transforms.continuous.advance import LAST_US
-from transforms.continuous.kafka_source import Partition, ReadPartition
-from transforms.kafka.client import Topic
+from transforms.continuous.kafka_source import Place, ReadLive
 from transforms.kafka.source import KafkaSource
 from transforms.schema import Schema, TimeSpec
 from transforms.sources import stamp_watermark
@@ -39,7 +38,7 @@ def record(time: int, number: int) -> bytes:
 
 
 class Kept:
-    """What Beam keeps of one partition: a state and a timer. That a runner keeps them is tested on Flink."""
+    """What Beam keeps of a topic: a state and a timer. That a runner keeps them is tested on Flink."""
 
     def __init__(self) -> None:
         self.value: bytes | None = None
@@ -56,37 +55,25 @@ class Kept:
         self.hold = self._input_timestamp
 
 
-def read_live(source: KafkaSource, polls_a_worker: int = 1000) -> tuple[list[dict], list[dict], dict[int, list[int]]]:
-    """Wakes each partition until it is at its end; gives rows, dead letters, and the watermarks that each held.
+def read_live(source: KafkaSource, wakes_a_worker: int = 1000) -> tuple[list[dict], list[dict], list[int]]:
+    """Wakes the reader until all partitions are at their ends; gives rows, dead letters, and the watermarks that it held.
 
     Args:
         source: the topic.
-        polls_a_worker: after so many a new worker goes on, from the state alone.
+        wakes_a_worker: after so many a new worker goes on, from the state alone.
     """
-    rows, dead, holds = [], [], {}
-    for number, end in ends_of(source).items():
-        place, wake = Kept(), Kept()
-        step = ReadPartition(source, None, "records")
-        step.process((number, Partition(number, 0, end)), MIN_TIMESTAMP, place, wake)
-        polls = 0
-        while json.loads(place.value or b"")[1] < end:
-            polls += 1
-            if polls % polls_a_worker == 0:
-                kafka_source._readers = kafka_source._Readers()
-                step = ReadPartition(source, None, "records")
-            for given in step.read(place, wake):
-                tagged = isinstance(given, beam.pvalue.TaggedOutput)
-                (dead if tagged else rows).extend(given.value.to_pylist())
-            holds.setdefault(number, []).append(wake.hold.micros)
+    rows, dead, holds = [], [], []
+    place, wake = Kept(), Kept()
+    step = ReadLive(source, None, True, "records")
+    step.process((0, b""), place, wake)
+    while Place.unpack(place.value).open:
+        if len(holds) % wakes_a_worker == wakes_a_worker - 1:
+            kafka_source._readers = kafka_source._Readers()
+            step = ReadLive(source, None, True, "records")
+        for given in step.read(place, wake):
+            (dead if isinstance(given, beam.pvalue.TaggedOutput) else rows).extend(given.value.to_pylist())
+        holds.append(wake.hold.micros)
     return sorted(rows, key=lambda row: row[SEQUENCE]), sorted(dead, key=lambda row: row[SEQUENCE]), holds
-
-
-def ends_of(source: KafkaSource) -> dict[int, int]:
-    topic = Topic(source.client, source.topic)
-    try:
-        return {number: end for number, end in topic.state().high.items() if end}
-    finally:
-        topic.close()
 
 
 @pytest.fixture
@@ -97,12 +84,12 @@ def source(client, new_topic) -> KafkaSource:
     )
 
 
-@pytest.mark.parametrize("polls_a_worker", [1000, 2])
-def test_all_partitions_with_their_own_stamps(source, polls_a_worker) -> None:
+@pytest.mark.parametrize("wakes_a_worker", [1000, 2])
+def test_all_partitions_with_their_own_stamps(source, wakes_a_worker) -> None:
     values = [(number % 2, record(100 + number * 7 % 5, number)) for number in range(50)]  # nothing in the third one
     values[10] = (0, b"not JSON")
     produce(source.client.bootstrap, source.topic, values)
-    rows, dead, holds = read_live(source, polls_a_worker)
+    rows, dead, holds = read_live(source, wakes_a_worker)
     expected = []
     for task in source.all_tasks():
         newest = MIN_WATERMARK_US
@@ -112,11 +99,29 @@ def test_all_partitions_with_their_own_stamps(source, polls_a_worker) -> None:
     assert len(rows) == 49
     assert rows == sorted(expected, key=lambda row: row[SEQUENCE])
     assert [letter["row"] for letter in dead] == [5]
-    for number, held in holds.items():
-        assert held == sorted(held)
-        newest = max(row["time"] for row in rows if row["source"].endswith(f"/{number}")) * 1_000_000
-        assert held[-2:-1] in ([], [newest - source.out_of_orderness_us - 1])
-        assert held[-1] > LAST_US
+    assert holds == sorted(holds)
+    assert holds[-1] > LAST_US
+
+
+def test_the_partition_that_is_farthest_behind_holds_the_stream(source) -> None:
+    bootstrap, topic = source.client.bootstrap, source.topic
+    place, wake = Kept(), Kept()
+    step = ReadLive(source, None, False, "records")
+    step.process((0, b""), place, wake)
+
+    def read_until(rows: int) -> None:
+        while rows:
+            rows -= sum(given.value.num_rows for given in step.read(place, wake))
+
+    produce(bootstrap, topic, [(0, record(500, 1)), (1, record(300, 2))])
+    read_until(2)
+    assert wake.hold == MIN_TIMESTAMP  # the third one may bring anything
+    produce(bootstrap, topic, [(2, record(400, 3))])
+    read_until(1)
+    assert wake.hold.micros == 298_000_000 - 1
+    produce(bootstrap, topic, [(1, record(900, 4))])
+    read_until(1)
+    assert wake.hold.micros == 398_000_000 - 1
 
 
 def test_gaps_between_offsets_are_passed(source) -> None:
@@ -129,22 +134,31 @@ def test_gaps_between_offsets_are_passed(source) -> None:
     assert dead == []
 
 
-def test_a_partition_that_is_given_twice_is_read_once(source) -> None:
+def test_a_stream_that_is_begun_again_behind_a_savepoint_goes_on_where_it_stood(source) -> None:
+    produce(source.client.bootstrap, source.topic, [(0, record(100, 1))])
     place, wake = Kept(), Kept()
-    step = ReadPartition(source, None, "records")
-    step.process((0, Partition(0, 5, 9)), MIN_TIMESTAMP, place, wake)
+    step = ReadLive(source, None, False, "records")
+    step.process((0, b""), place, wake)
     noted = place.value
-    step.process((0, Partition(0, 0, 9)), MIN_TIMESTAMP, place, wake)
+    produce(source.client.bootstrap, source.topic, [(0, record(100, 2))])
+    step.process((0, b""), place, wake)
     assert place.value == noted
 
 
-def test_a_silent_partition_follows_the_clock_if_it_may(source) -> None:
-    produce(source.client.bootstrap, source.topic, [(0, record(100, 1))])
+def test_silent_partitions_do_not_hold_the_stream_if_they_may_not_and_their_old_rows_are_late(source) -> None:
+    bootstrap, topic = source.client.bootstrap, source.topic
+    produce(bootstrap, topic, [(0, record(100, 1))])
     place, wake = Kept(), Kept()
-    step = ReadPartition(source, 200_000, "records")
-    step.process((0, Partition(0, 0)), MIN_TIMESTAMP, place, wake)
-    given = []
-    while wake.hold.micros < 10**15:  # 2001: neither the record's time nor the end of time
-        given += list(step.read(place, wake))
-    assert len(given) == 1
-    assert abs(wake.hold.micros / 1e6 - time.time()) < 60
+    step = ReadLive(source, 200_000, False, "records")
+    step.process((0, b""), place, wake)
+    rows = []
+    deadline = time.monotonic() + 60
+    while wake.hold == MIN_TIMESTAMP and time.monotonic() < deadline:
+        produce(bootstrap, topic, [(0, record(100, 1))])
+        rows += [given.value for given in step.read(place, wake)]
+    assert wake.hold.micros == 98_000_000 - 1
+    produce(bootstrap, topic, [(1, record(50, 2))])
+    while not any(batch.column("n")[0].as_py() == 2 for batch in rows):
+        rows += [given.value for given in step.read(place, wake)]
+    (old,) = [batch for batch in rows if batch.column("n")[0].as_py() == 2]
+    assert old.column(WATERMARK)[0].as_py() > 50_000_000
