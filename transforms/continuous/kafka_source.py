@@ -69,6 +69,7 @@ class ReadTopic(beam.PTransform):
             begin
             | beam.Impulse()
             | "one" >> beam.Map(lambda _: (0, b"")).with_output_types(tuple[int, bytes])
+            | "keep open" >> beam.ParDo(_KeepOpen()).with_output_types(tuple[int, bytes])
             | "read" >> beam.ParDo(reader).with_outputs("dead_letters", main="batches")
         )
         for collection in (read.batches, read.dead_letters):
@@ -84,6 +85,25 @@ def set_and_hold(timer: beam.DoFn.TimerParam, at: Timestamp, hold: Timestamp) ->
     """
     timer._input_timestamp = hold
     timer.set(at)
+
+
+class _KeepOpen(beam.DoFn):
+    """Passes an element on, and keeps its stream from ending.
+
+    Behind an impulse the watermark is at the end of time, and Flink takes away the state and the timers of what stands there.
+    """
+
+    AGAIN = TimerSpec("again", TimeDomain.REAL_TIME)
+
+    def process(
+        self, element: tuple[int, bytes], again: beam.DoFn.TimerParam = beam.DoFn.TimerParam(AGAIN)
+    ) -> Iterator[tuple[int, bytes]]:
+        set_and_hold(again, Timestamp.now() + _AT_END_S, _END)
+        yield element
+
+    @on_timer(AGAIN)
+    def hold_on(self, again: beam.DoFn.TimerParam = beam.DoFn.TimerParam(AGAIN)) -> None:
+        set_and_hold(again, Timestamp.now() + _AT_END_S, _END)
 
 
 @dataclass(frozen=True)
