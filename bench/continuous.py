@@ -1,10 +1,10 @@
 """A continuous job on Flink while versions are swapped under it: lost, doubled, mislabelled, how late, and what it grows by.
 
-    python -m bench.continuous [--rate 5000] [--seconds 60] [--swap-every 5] [--json FILE]
+    python -m bench.continuous [--rate 5000] [--seconds 60] [--swap-every 5] [--speed 1] [--json FILE] [--plot FILE.html]
 
 Records go to Kafka at a steady rate, and the predictions that are committed are read back; each prediction is checked
 against the version it names and the activation log. Memory is that of the job (worker and Flink in it), checkpoints are
-Flink's; both are taken over the run, in quarters.
+Flink's; both are taken over the run, in quarters. With `--speed 12`, five minutes are an hour of the stream's own time.
 """
 
 from __future__ import annotations
@@ -59,17 +59,22 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=5000, help="records/s")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--swap-every", type=float, default=5.0, help="seconds between activations")
+    parser.add_argument("--speed", type=float, default=1.0, help="seconds of event time a second")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="a page with memory and checkpoint size over time")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="midstream-bench-") as folder, kafka_broker() as broker:
-        found = measure(Path(folder), broker.bootstrap, options.rate, options.seconds, options.swap_every)
+        found = measure(Path(folder), broker.bootstrap, options)
+    sizes = found.pop("sizes")
     print(json.dumps(found))
+    if options.plot:
+        _plot(sizes, options.plot)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
     sys.exit(bool(found["lost"] or found["doubled"] or found["mislabelled"]))
 
 
-def measure(folder: Path, bootstrap: str, rate: int, seconds: float, swap_every: float) -> dict[str, Any]:
+def measure(folder: Path, bootstrap: str, options: argparse.Namespace) -> dict[str, Any]:
     """Sends records for so long, swaps versions, and says what came of it."""
     registry = folder / "registry"
     jobs.publish(registry, jobs.save_module(folder / "one", SLOPES[1]))
@@ -80,7 +85,9 @@ def measure(folder: Path, bootstrap: str, rate: int, seconds: float, swap_every:
     params = {
         "bootstrap": bootstrap,
         "topic": "in",
-        "columns": "id:int64,a:float32,b:float32",
+        "columns": "id:int64,time:int64,a:float32,b:float32",
+        "time": "time",
+        "time_unit": "us",
         "registry": registry,
         "model": "line",
         "keep": "id,a",
@@ -97,7 +104,7 @@ def measure(folder: Path, bootstrap: str, rate: int, seconds: float, swap_every:
     tail = Tail(bootstrap)
     tail.start()
     try:
-        return _drive(job, tail, folder, registry, bootstrap, rate, seconds, swap_every)
+        return _drive(job, tail, folder, registry, bootstrap, options)
     finally:
         job.send_signal(signal.SIGINT)
         job.wait()
@@ -109,18 +116,20 @@ def _drive(
     folder: Path,
     registry: Path,
     bootstrap: str,
-    rate: int,
-    seconds: float,
-    swap_every: float,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     producer, log = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5}), ActivationLog(str(registry), "line")
     sent_at: list[float] = []
+    zero = time.time()
 
     def send(until: int) -> None:
         while len(sent_at) < until:
             number = len(sent_at)
-            producer.produce("in", b'{"id": %d, "a": %.2f, "b": 0.5}' % (number, number % 1000 / 100), partition=number % 2)
-            sent_at.append(time.time())
+            now = time.time()
+            at_us = int((zero + (now - zero) * options.speed) * 1e6)
+            value = b'{"id": %d, "time": %d, "a": %.2f, "b": 0.5}' % (number, at_us, number % 1000 / 100)
+            producer.produce("in", value, partition=number % 2)
+            sent_at.append(now)
         producer.poll(0)
 
     began = time.time()
@@ -131,9 +140,9 @@ def _drive(
     first, start, version = len(sent_at), time.time(), 1
     swaps: list[tuple[float, int]] = []
     sizes: list[tuple[int, int]] = []
-    while (passed := time.time() - start) < seconds:
-        send(first + int(passed * rate))
-        if passed > swap_every * (len(swaps) + 1):
+    while (passed := time.time() - start) < options.seconds:
+        send(first + int(passed * options.rate))
+        if passed > options.swap_every * (len(swaps) + 1):
             version = 3 - version
             log.activate(version, by="bench", reason=f"swap {len(swaps)}")
             swaps.append((time.time(), version))
@@ -165,7 +174,7 @@ def _drive(
     memory, checkpoints = (np.array(column, float) for column in zip(*sizes, strict=True))
     return {
         "sent": len(sent_at),
-        "records_per_s": round((len(sent_at) - first) / seconds),
+        "records_per_s": round((len(sent_at) - first) / options.seconds),
         "lost": len(set(range(len(sent_at))) - set(ids)),
         "doubled": len(ids) - len(set(ids)),
         "mislabelled": int(wrong),
@@ -174,7 +183,19 @@ def _drive(
         "first_new_prediction_s_median_max": [round(float(np.median(first_new)), 2), round(max(first_new), 2)],
         "memory_mib_quarters": [round(float(np.median(part)) / 1024) for part in np.split(memory[: quarter * 4], 4)],
         "checkpoint_kib_quarters": [round(float(np.median(part)) / 1024) for part in np.split(checkpoints[: quarter * 4], 4)],
+        "sizes": sizes,
     }
+
+
+def _plot(sizes: list[tuple[int, int]], file: Path) -> None:
+    import plotly.graph_objects as go
+
+    memory, checkpoints = zip(*sizes, strict=True)
+    figure = go.Figure()
+    figure.add_scatter(y=[kib / 1024 for kib in memory], name="memory of worker and Flink, MiB")
+    figure.add_scatter(y=[size / 1024 for size in checkpoints], name="checkpoint, KiB")
+    figure.update_layout(xaxis_title="seconds", template="plotly_white")
+    figure.write_html(file, include_plotlyjs=True)
 
 
 def _resident_kib(pid: int) -> int:
