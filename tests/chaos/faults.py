@@ -6,7 +6,6 @@ from __future__ import annotations
 import datetime
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -131,14 +130,12 @@ def disk_full(scene: Scene, _: float) -> str:
     given |= {"columns": "id:int64,a:float64,b:float64", "output": scene.output, "micro_batch_records": BATCH}
     command += [part for name, value in given.items() for part in ("--param", f"{name}={value}")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    full = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500)),
+    # Set by the child itself: what runs between fork and exec may crash where there are threads.
+    limit = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500)); os.execv(sys.argv[1], sys.argv[1:])"
     )
+    limited = [sys.executable, "-c", limit, *command]
+    full = subprocess.run(limited, env=environment, capture_output=True, text=True, check=False)
     assert full.returncode == 1, full
     assert "give the same command again" in full.stderr
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
