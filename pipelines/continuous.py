@@ -25,6 +25,7 @@ from pipelines.resolve import JobError, resolve
 from pipelines.topics import client_of
 from runners.checkpoint import Checkpoint, write_atomically
 from runners.engines import EngineError
+from runners.flink_jobs import end_jobs
 from runners.micro_batch import Stop
 from runners.portable import PortableGraph
 from transforms.continuous.kafka_sink import Ends, TopicsSpec
@@ -112,8 +113,12 @@ class ContinuousExecution:
         """Runs a job again whenever Flink gives it up: a JobManager that dies takes its jobs along."""
         failures, written = 0, self._counts(plan)
         while not self._stop.is_set() and not plan.is_finished:
-            graph = plan.graph()
+            graph = None
             try:
+                if self.job.run.master is not None:
+                    # A cluster goes on with a job whose command was killed; from here on this one is its command.
+                    end_jobs(self.job.run.master, plan.topics.job)
+                graph = plan.graph()
                 self._watch(graph, plan)
                 return
             except (JobError, EngineError) as error:
@@ -125,7 +130,8 @@ class ContinuousExecution:
                     ) from error
                 self._tell(f"{str(error).splitlines()[0]}; going on from the last checkpoint")
             finally:
-                graph.close()
+                if graph is not None:
+                    graph.close()
             self._stop.wait(min(2.0**failures, 30.0))
 
     def _watch(self, graph: PortableGraph, plan: ContinuousPlan) -> None:
@@ -272,7 +278,7 @@ class ContinuousPlan:
             preinstalled=run.preinstalled,
             flags=self.flags(),
             # A worker that died would be handed out again to every new try of the job.
-            options={"environment_cache_millis": 0} if run.workers is not None else None,
+            options={"job_name": self.topics.job} | ({"environment_cache_millis": 0} if run.workers is not None else {}),
         )
 
 

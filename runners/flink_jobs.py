@@ -48,6 +48,17 @@ def cancel(master: str, job: str) -> None:
     _wait(master, f"/jobs/{job}", lambda answer: answer["state"] in _ENDED, f"job {job} does not end")
 
 
+def end_jobs(master: str, name: str) -> None:
+    """Cancels all jobs of a name that have not ended, and waits until they have; nothing happens where there is none.
+
+    Raises:
+        EngineError: the cluster does not answer, or a job does not end.
+    """
+    for job in jobs(master):
+        if job.name == name and job.state not in _ENDED:
+            cancel(master, job.id)
+
+
 def savepoint(master: str, job: str, folder: str | None = None, *, stop: bool = False) -> str:
     """Takes a savepoint; gives where it is.
 

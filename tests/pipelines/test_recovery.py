@@ -113,4 +113,5 @@ def test_every_part_of_a_cluster_is_killed_once(tmp_path) -> None:
     assert len({row["id"] for row in last}) == len(last)
     assert bits(last, names) == bits([known[row["id"]] for row in last], names)
     assert len({row["version"] for row in last}) > 5
-    assert json.loads(command.told().strip().splitlines()[-1])["predictions"] == len(last)
+    counts = [line for line in command.told().splitlines() if line.startswith("{")][-1]
+    assert json.loads(counts)["predictions"] == len(last)
