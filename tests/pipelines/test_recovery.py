@@ -18,6 +18,7 @@ import pytest
 
 from pipelines.execute import Execution
 from pipelines.job import JobSpec
+from runners import flink_jobs
 from runners.local_flink import FlinkCluster, start_flink
 from runners.local_kafka import start_broker
 from runners.processes import Supervisor
@@ -74,8 +75,14 @@ def test_every_part_of_a_cluster_is_killed_once(tmp_path) -> None:
             broker.start()
 
         def kill_command() -> None:
+            # The cluster goes on with the job; the new command ends that and takes over.
+            before = {job.id for job in flink_jobs.jobs(cluster.master)}
             command.kill()
             command.start()
+            deadline = time.monotonic() + 240
+            while not any(job.id not in before and job.state == "RUNNING" for job in flink_jobs.jobs(cluster.master)):
+                assert time.monotonic() < deadline and command.process.poll() is None, command.told()
+                time.sleep(0.2)
 
         faults: list[tuple[str, Callable[[], None]]] = [
             ("worker", lambda: kill_worker(cluster)),
