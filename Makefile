@@ -52,6 +52,7 @@ bench: setup-dev engines
 	$(BIN)/python -m bench.swap --quick
 	$(BIN)/python -m bench.anomalies
 	$(BIN)/python -m bench.kafka --short
+	$(BIN)/python -m bench.continuous
 	$(BIN)/python -m bench.engines --rows 20000
 
 chaos: setup-dev
