@@ -160,7 +160,7 @@ class Write(beam.DoFn):
         writer = self._writers[shard]
         if not writer.follows(recorded):
             note = json.loads(recorded) if recorded else {}
-            writer.recover(note.get("ends", self._starts), note.get("counts", {}))
+            writer.recover(note.get("ends", self._starts), note.get("counts", {}), note.get("there", {}))
         noted.write(writer.note())
         topic = self._spec.topics[name]
         values, keys = json_messages(batch, self._spec.keys.get(name))
@@ -197,14 +197,15 @@ class _Writer:
         """Whether Beam's state is as this writer left it; otherwise the job has gone back to a checkpoint, or just started."""
         return bool(recorded) and self._producer is not None and json.loads(recorded or b"{}")["token"] == self._last_token()
 
-    def recover(self, ends: Ends, counts: Mapping[str, int]) -> None:
+    def recover(self, ends: Ends, counts: Mapping[str, int], there: Mapping[str, int]) -> None:
         """Shuts out who wrote before, and reads what stands behind these ends; `counts` by topic stand before them."""
         self._token, self._number, self._counts = uuid.uuid4().hex, 0, Counter(counts)
         # The state names partitions by text, as JSON does.
         self._ends = {topic: {int(number): offset for number, offset in own.items()} for topic, own in ends.items()}
         self._producer = self._spec.client.producer(**{"transactional.id": f"midstream-{self._spec.job}-{self._shard}"})
         self._spec.client.patiently("open a transaction", lambda: self._producer.init_transactions(_OPEN_S))
-        self._there = Counter()
+        # What a recovery before this one had found, and the job had not given again by its checkpoint, may still come.
+        self._there = Counter({bytes.fromhex(digest): count for digest, count in there.items()})
         for topic, value in self._read_behind():
             self._there[_digest(topic, value)] += 1
             self._counts[topic] += 1
@@ -212,7 +213,10 @@ class _Writer:
     def note(self) -> bytes:
         """What the state has to say before what comes now is written."""
         self._number += 1
-        return json.dumps({"token": self._last_token(), "ends": self._ends, "counts": self._counts}).encode()
+        note: dict[str, Any] = {"token": self._last_token(), "ends": self._ends, "counts": self._counts}
+        if self._there:
+            note["there"] = {digest.hex(): count for digest, count in self._there.items()}
+        return json.dumps(note).encode()
 
     def stands_there(self, topic: str, value: bytes) -> bool:
         """Whether this message was written before the job went back; asked once for each."""
@@ -222,6 +226,8 @@ class _Writer:
         if not self._there[digest]:
             return False
         self._there[digest] -= 1
+        if not self._there[digest]:
+            del self._there[digest]
         return True
 
     def commit(self, messages: list[Message]) -> None:
@@ -270,6 +276,7 @@ class _Writer:
                     what = f"tell the end of {topic}/{number}"
                     _, end = self._spec.client.patiently(what, partial(ends, plain, place))
                     yield from ((topic, value) for value in _values(consumer, place, end))
+                    self._ends[topic][number] = max(end, self._ends[topic][number])
         finally:
             plain.close()
             consumer.close()

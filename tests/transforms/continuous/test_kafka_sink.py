@@ -99,6 +99,20 @@ def test_a_job_without_any_checkpoint_begins_behind_what_was_there_before_it(job
     assert committed(job.spec.client.bootstrap, job.spec.topics["predictions"]) == [1, 1, 2, 3]
 
 
+def test_a_job_that_goes_back_twice_and_gives_in_another_order_writes_nothing_twice(job) -> None:
+    job.bundle(1, 2)
+    first = job.state.value
+    job.bundle(3, 4, 5)
+    job.go_back(first, new_process=True)
+    job.bundle(3, 9)  # 4 and 5 are still to come
+    job.bundle(9)
+    second = job.state.value
+    job.go_back(second, new_process=True)
+    job.bundle(4, 5, 10)
+    assert committed(job.spec.client.bootstrap, job.spec.topics["predictions"]) == [1, 2, 3, 4, 5, 9, 9, 10]
+    assert json.loads(job.state.value)["counts"][job.spec.topics["predictions"]] == 7  # before its last bundle
+
+
 def test_equal_messages_count_as_often_as_they_are_given(job) -> None:
     job.bundle(0)
     checkpoint = job.state.value
