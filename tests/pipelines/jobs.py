@@ -103,6 +103,11 @@ class Ran(NamedTuple):
     finished: bool
     notices: list[str]
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The summary without what the clock says."""
+        return {name: value for name, value in self.summary.items() if name not in ("seconds", "records_per_s")}
+
     def rows(self, name: str = "predictions") -> list[dict[str, Any]]:
         return read(self.output, name).to_pylist()
 

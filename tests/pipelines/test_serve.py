@@ -140,7 +140,7 @@ class TestInputs:
         whole, cut_up = serve(file, **how), serve(file, **how, **cut)
         assert read(cut_up.output).equals(read(whole.output))
         assert read(cut_up.output, "evaluations").equals(read(whole.output, "evaluations"))
-        assert cut_up.summary | {"seconds": 0} == whole.summary | {"seconds": 0}
+        assert cut_up.counts == whole.counts
 
 
 class TestWindows:
@@ -254,7 +254,7 @@ class TestGoingOn:
                 "this job ran to its end before: nothing was read, nothing has changed; "
                 "--fresh begins anew, another output folder begins another job"
             ]
-            assert again.summary | {"seconds": 0} == first.summary | {"seconds": 0}
+            assert again.counts == first.counts
             assert files == {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
             out = tmp_path / "batch"
 
@@ -282,7 +282,7 @@ class TestGoingOn:
         last = serve(tmp_path / "in", output=out, **how)
         whole = serve(tmp_path / "in", **how)
         assert read(out).equals(read(whole.output))
-        assert last.summary | {"seconds": 0} == whole.summary | {"seconds": 0}
+        assert last.counts == whole.counts
 
     def test_modes_do_not_mix(self, serve, tmp_path):
         file = write_csv(tmp_path / "in.csv", records(ROWS))
