@@ -25,6 +25,7 @@ from models.learners.experts.perceptron import Perceptron
 from models.learners.experts.stacking import Stacking, log_odds
 from models.learners.experts.standardiser import Standardiser
 from models.learners.experts.trees import BoostedTrees
+from models.learners.signatures import named_signatures
 
 HALF_LIVES_ROWS = (300.0, 1000.0, 4000.0)  # of the logistic regressions on the columns alone
 CONTEXT_HALF_LIVES_ROWS = (500.0, 2000.0)  # of those that see the last known label, too
@@ -102,20 +103,7 @@ class EnsembleClassifier(tf.Module):
 
     def signatures(self) -> dict[str, object]:
         """`serving_default` predicts, `learn` learns; both take the columns by name, each of shape (rows,)."""
-        specs = self._inputs.specs()
-
-        @tf.function(autograph=False)
-        def predict(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._predict(given)
-
-        @tf.function(autograph=False)
-        def learn(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._learn(given)
-
-        return {
-            "serving_default": predict.get_concrete_function(**specs),
-            "learn": learn.get_concrete_function(**specs, **self._inputs.label_spec()),
-        }
+        return named_signatures(self._inputs, self._predict, self._learn)
 
     def _predict(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """`prediction` (rows,), the likeliest label; `score` (rows,) float32, with two classes the probability of class 1, with

@@ -17,6 +17,7 @@ from models.learners.experts.memory import Memory
 from models.learners.experts.perceptron import Perceptron
 from models.learners.experts.standardiser import LARGEST_VALUE, Standardiser
 from models.learners.experts.trees import BoostedTrees
+from models.learners.signatures import named_signatures
 
 HALF_LIVES_ROWS = (300.0, 1000.0, 4000.0)
 LABEL_RATES = 2  # how many decayed means of the labels the context has
@@ -81,20 +82,7 @@ class EnsembleRegressor(tf.Module):
 
     def signatures(self) -> dict[str, object]:
         """`serving_default` predicts, `learn` learns; both take the columns by name, each of shape (rows,)."""
-        specs = self._inputs.specs()
-
-        @tf.function(autograph=False)
-        def predict(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._predict(given)
-
-        @tf.function(autograph=False)
-        def learn(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._learn(given)
-
-        return {
-            "serving_default": predict.get_concrete_function(**specs),
-            "learn": learn.get_concrete_function(**specs, **self._inputs.label_spec()),
-        }
+        return named_signatures(self._inputs, self._predict, self._learn)
 
     def _predict(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """`prediction` (rows,) float32; `score` (rows,) float32, the error to expect: its decayed root mean square."""

@@ -21,6 +21,7 @@ import tensorflow as tf
 from models.learners.experts.inputs import Inputs
 from models.learners.experts.logistic import BLIND, SMALLEST_CURVATURE, LogisticExperts
 from models.learners.experts.standardiser import Standardiser, clipped
+from models.learners.signatures import named_signatures
 
 PARENT_HALF_LIFE_ROWS = 4000.0
 FREE = 0  # the fingerprint of a slot without a key
@@ -82,20 +83,7 @@ class KeyedClassifier(tf.Module):
 
     def signatures(self) -> dict[str, object]:
         """`serving_default` predicts, `learn` learns; both take the columns by name, each of shape (rows,)."""
-        specs = self._inputs.specs()
-
-        @tf.function(autograph=False)
-        def predict(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._predict(given)
-
-        @tf.function(autograph=False)
-        def learn(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self._learn(given)
-
-        return {
-            "serving_default": predict.get_concrete_function(**specs),
-            "learn": learn.get_concrete_function(**specs, **self._inputs.label_spec()),
-        }
+        return named_signatures(self._inputs, self._predict, self._learn)
 
     def _predict(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """`prediction` and `score` as other classifiers; `graduated` (rows,) int64: 1 where the key's own model spoke; and
