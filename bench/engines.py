@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000, help="records at 1x; a multiple of 8")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each size, of which the median counts")
     parser.add_argument("--only", default="", help="only cases whose names contain this")
     options = parser.parse_args()
     sizes = [options.rows, 4 * options.rows, 16 * options.rows]
@@ -47,7 +49,7 @@ def main() -> None:
         for name, (do, given) in CASES.items():
             if options.only not in name and name != "DirectRunner":
                 continue
-            seconds = [_measure(do, given, size, folder) for size in sizes]
+            seconds = [statistics.median(_measure(do, given, size, folder) for _ in range(options.repeats)) for size in sizes]
             slope = (sizes[-1] - sizes[0]) / (seconds[-1] - seconds[0])
             results[name] = {"seconds": seconds, "records_per_s": slope}
             beside = slope / results["DirectRunner"]["records_per_s"] if "DirectRunner" in results else None
