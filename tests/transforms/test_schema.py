@@ -57,5 +57,8 @@ def test_infer_from_each_format(tmp_path):
     (tmp_path / "empty.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match="at least one row"):
         Schema.infer(str(tmp_path / "empty.csv"))
+    (tmp_path / "semicolons.csv").write_text("time;price\n1;2,5\n")
+    with pytest.raises(ValueError, match="expected fields separated by commas, its header has ';'"):
+        Schema.infer(str(tmp_path / "semicolons.csv"))
     with pytest.raises(ValueError, match="cannot tell the format"):
         Schema.infer("a.xlsx")

@@ -55,6 +55,12 @@ def _csv_head(path: str) -> pa.Table | None:
     lines = _first_lines(path)
     if not lines.strip():
         return None
+    header = lines.lstrip().split(b"\n", 1)[0]
+    for other in (b";", b"\t", b"|"):
+        if other in header and b"," not in header:
+            raise ValueError(
+                f"cannot infer a schema from {path!r}: expected fields separated by commas, its header has {other.decode()!r}"
+            )
     skip = pacsv.ParseOptions(invalid_row_handler=lambda _: "skip")
     table = pacsv.read_csv(pa.BufferReader(lines), parse_options=skip)
     return table.rename_columns([name.strip() for name in table.column_names])
