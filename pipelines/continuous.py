@@ -23,9 +23,10 @@ from pipelines.modes import Continuous
 from pipelines.replay import save_job
 from pipelines.resolve import JobError, resolve
 from pipelines.topics import client_of
+from runners import submissions
 from runners.checkpoint import Checkpoint, write_atomically
 from runners.engines import EngineError
-from runners.flink_jobs import end_jobs
+from runners.flink_jobs import end_jobs, was_cancelled
 from runners.micro_batch import Stop
 from runners.portable import PortableGraph
 from transforms.continuous.kafka_sink import Ends, TopicsSpec
@@ -61,13 +62,14 @@ class ContinuousOutcome:
 class ContinuousExecution:
     """One go at a continuous job."""
 
-    def __init__(self, job: JobSpec, *, stop: Stop | None = None, tell: Any = None) -> None:
+    def __init__(self, job: JobSpec, *, stop: Stop | None = None, tell: Any = None, detach: bool = False) -> None:
         """Makes the job ready.
 
         Args:
             job: in mode `continuous`.
             stop: set to stop.
             tell: called with a line of text now and then.
+            detach: leave the job to its cluster as soon as it has taken a checkpoint.
 
         Raises:
             JobError: something is wrong with the job or its surroundings; says what to do.
@@ -77,7 +79,10 @@ class ContinuousExecution:
                 f"the {job.run.runner} runner has no continuous mode: add --runner flink, or leave mode=continuous out to run "
                 "in micro-batches"
             )
-        self.job = job
+        if detach and job.run.master is None:
+            raise JobError("a job is left only to a cluster: give its --master, or leave --detach out")
+        self.job, self._detach = job, detach
+        self._notices: list[str] = []
         self.resolved = self._resolve()
         self._stop = stop or Stop()
         self._tell = tell or (lambda line: None)
@@ -105,7 +110,9 @@ class ContinuousExecution:
                 return ContinuousOutcome(self._counts(plan), True, notices=[notice])
             with self._stop.on_signals():
                 self._run_and_restart(plan)
-            return ContinuousOutcome(self._counts(plan), plan.is_finished)
+            if plan.is_finished:
+                submissions.forget(plan.topics.job)
+            return ContinuousOutcome(self._counts(plan), plan.is_finished, notices=self._notices)
         finally:
             checkpoint.close()
 
@@ -116,6 +123,8 @@ class ContinuousExecution:
             graph = None
             try:
                 if self.job.run.master is not None:
+                    here = (str(Path(self.job.output).absolute()), str(Path.cwd()), self.job.run.master)
+                    submissions.remember(submissions.Submission(plan.topics.job, *here))
                     # A cluster goes on with a job whose command was killed; from here on this one is its command.
                     end_jobs(self.job.run.master, plan.topics.job)
                 graph = plan.graph()
@@ -139,16 +148,23 @@ class ContinuousExecution:
         began = told = time.monotonic()
         before = sum(self._counts(plan).values())
         faults = 0
+        resumed = plan.last_checkpoint
         result = graph.start()
         while not self._stop.wait(_LOOK_S) and not plan.is_finished:
             state = result.state
             if state in (PipelineState.FAILED, PipelineState.CANCELLED, PipelineState.DONE):
+                if self.job.run.master is not None and was_cancelled(self.job.run.master, plan.topics.job):
+                    self._notices.append(f"the job was cancelled; `midstream jobs resume {plan.topics.job}` goes on with it")
+                    return
                 raise JobError(str(graph.what_happened(JobError(f"Flink ended the job of {self.job.output}: {state}"))))
             if len(graph.faults) > faults:
                 faults = len(graph.faults)
                 self._tell(f"a step failed, and Flink goes back to the last checkpoint: {graph.faults[-1]}")
                 if faults > _FAULTS and sum(self._counts(plan).values()) == before:
                     raise JobError(f"a step fails again and again: {graph.faults[-1]}") from graph.faults[-1]
+            if self._detach and plan.last_checkpoint != resumed:
+                self._notices.append(f"the job is left to {self.job.run.master}; `midstream jobs` shows and stops it")
+                return
             if time.monotonic() - told > _TOLD_EVERY_S:
                 told = time.monotonic()
                 self._tell(self._status(plan, before, told - began))
@@ -205,7 +221,7 @@ class ContinuousPlan:
         if not file.exists():
             make_topics(client, map(default_topic, dict.fromkeys(wanted.values())))
             spec = TopicsSpec(client, wanted, keys, "")
-            write_atomically(file, json.dumps(asdict(_Begun(f"{resolved.job.name}-{uuid.uuid4().hex}", spec.ends()))))
+            write_atomically(file, json.dumps(asdict(_Begun(f"{resolved.job.name}-{uuid.uuid4().hex[:12]}", spec.ends()))))
         begun = json.loads(file.read_text())
         return cls(resolved, TopicsSpec(client, wanted, keys, begun["id"], str(folder / "written")), begun["ends"], folder)
 
@@ -231,8 +247,9 @@ class ContinuousPlan:
 
     @property
     def last_checkpoint(self) -> str | None:
-        """The newest checkpoint of Flink's that is complete; None if there is none."""
-        found = [(file.stat().st_mtime, file) for file in (self.folder / "flink").glob("*/chk-*/_metadata")]
+        """The newest checkpoint or savepoint of Flink's that is complete; None if there is none."""
+        places = ("flink/*/chk-*/_metadata", "savepoints/*/_metadata")
+        found = [(file.stat().st_mtime, file) for place in places for file in self.folder.glob(place)]
         return f"file://{max(found)[1].parent.resolve()}" if found else None
 
     def flags(self) -> list[str]:

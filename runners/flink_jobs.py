@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from runners.engines import EngineError
 from runners.local_flink import rest
+from runners.submissions import answers_to
 
 _SAVEPOINT_S = 120.0
 _ENDED = ("FINISHED", "CANCELED", "FAILED")
@@ -20,6 +22,11 @@ class FlinkJob(NamedTuple):
     state: str
     seconds: float
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self.state not in _ENDED
+
 
 def jobs(master: str) -> list[FlinkJob]:
     """All jobs that the cluster knows, the newest first."""
@@ -29,13 +36,13 @@ def jobs(master: str) -> list[FlinkJob]:
 
 
 def running(master: str, name: str) -> FlinkJob:
-    """The running job of a name, or of an id.
+    """The running job of a name (see `runners.submissions.answers_to`), or of an id.
 
     Raises:
         EngineError: there is none, or more than one.
     """
-    alive = [job for job in jobs(master) if job.state not in _ENDED]
-    found = [job for job in alive if name in (job.name, job.id)]
+    alive = [job for job in jobs(master) if job.alive]
+    found = [job for job in alive if job.id == name or answers_to(job.name, name)]
     if len(found) != 1:
         names = ", ".join(sorted(job.name for job in alive)) or "none"
         raise EngineError(f"{len(found)} running jobs are called {name!r}; running are: {names}. The id names one for certain")
@@ -55,8 +62,31 @@ def end_jobs(master: str, name: str) -> None:
         EngineError: the cluster does not answer, or a job does not end.
     """
     for job in jobs(master):
-        if job.name == name and job.state not in _ENDED:
+        if job.name == name and job.alive:
             cancel(master, job.id)
+
+
+def was_cancelled(master: str, name: str) -> bool:
+    """Whether the newest job of exactly this name was cancelled; False where the cluster does not answer."""
+    try:
+        newest = next((job for job in jobs(master) if job.name == name), None)
+    except EngineError:
+        return False
+    return newest is not None and newest.state in ("CANCELED", "CANCELLING")
+
+
+def checkpoints(master: str, job: str) -> dict[str, Any]:
+    """What is to be told of a job's checkpoints: how many, how many failed, where the job began, and of the last one
+    place, size and time."""
+    found = rest(master, f"/jobs/{job}/checkpoints")
+    told: dict[str, Any] = {"checkpoints": found["counts"]["completed"], "failed_checkpoints": found["counts"]["failed"]}
+    if (restored := found["latest"]["restored"]) is not None:
+        told["resumed_from"] = restored["external_path"]
+    last = found["latest"]["completed"]
+    if last is not None:
+        at = datetime.fromtimestamp(last["latest_ack_timestamp"] / 1000, UTC).isoformat(timespec="seconds")
+        told |= {"last_checkpoint": last["external_path"], "last_bytes": last["state_size"], "last_at": at}
+    return told
 
 
 def savepoint(master: str, job: str, folder: str | None = None, *, stop: bool = False) -> str:

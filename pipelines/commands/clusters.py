@@ -1,4 +1,4 @@
-"""`midstream cluster`, `submit` and `jobs`: engines of many processes, and what runs on them."""
+"""`midstream cluster` and `submit`: engines of many processes, and how a job gets to them."""
 
 from __future__ import annotations
 
@@ -71,12 +71,16 @@ def cluster_status(as_json: bool) -> None:
 @click.option("--fresh", is_flag=True, help="Begin anew: first delete what an earlier run left in the output folder.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan and the job, run nothing.")
 @click.option("--quiet", is_flag=True, help="No progress; only the summary at the end.")
-def submit(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quiet: bool, **settings: Any) -> None:
+@click.option("--detach", is_flag=True, help="Leave a continuous job to the cluster once it runs; see `midstream jobs`.")
+def submit(
+    template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, quiet: bool, detach: bool, **settings: Any
+) -> None:
     """Run a template on a standalone cluster of Flink or Spark.
 
     Input, output and registry must be on a disk that all machines share. This command plans the micro-batches and waits for
-    them; if it is ended, the same command goes on. Python workers: `python -m runners.worker_pool` on each machine, or the
-    container of runners/container.
+    them; if it is ended, the same command goes on. A continuous job on Flink is the cluster's; the command waits for it and
+    starts it again if Flink gives it up, unless --detach is given. Python workers: `python -m runners.worker_pool` on each
+    machine, or the container of runners/container.
     """
     from runners import cluster_state
 
@@ -90,7 +94,7 @@ def submit(template: str, params: tuple[str, ...], fresh: bool, dry_run: bool, q
     if dry_run:
         for line in _plan(template, settings):
             click.echo(line, err=True)
-    run_template(template, params, settings, fresh=fresh, dry_run=dry_run, quiet=quiet)
+    run_template(template, params, settings, fresh=fresh, dry_run=dry_run, quiet=quiet, detach=detach)
 
 
 def _plan(template: str, settings: dict[str, Any]) -> list[str]:
@@ -102,58 +106,3 @@ def _plan(template: str, settings: dict[str, Any]) -> list[str]:
         f"  Python works in: the pool at {settings['workers']}; its environment must have this Midstream",
         "  read and written by the workers: input, registry and output, by the paths below",
     ]
-
-
-@click.group(short_help="See and stop the jobs of a Flink cluster.")
-def jobs() -> None:
-    """See, stop and save the jobs of a Flink cluster. A job is gone on with by submitting it again."""
-
-
-_MASTER = click.option(
-    "--master", metavar="HOST:PORT", help="Flink's REST address. Default: that of `midstream cluster up flink`."
-)
-
-
-@jobs.command("list")
-@_MASTER
-@AS_JSON
-def list_jobs(master: str | None, as_json: bool) -> None:
-    """Show the jobs, the newest first."""
-    from runners import flink_jobs
-
-    rows = [(job.name, job.state, round(job.seconds), job.id) for job in flink_jobs.jobs(_master(master))]
-    print_rows(("job", "state", "seconds", "id"), rows, as_json)
-
-
-@jobs.command("cancel")
-@_MASTER
-@click.argument("name")
-def cancel_job(master: str | None, name: str) -> None:
-    """Cancel the running job NAME (or of that id). Submitted again, it goes on from its last checkpoint."""
-    from runners import flink_jobs
-
-    where = _master(master)
-    flink_jobs.cancel(where, flink_jobs.running(where, name).id)
-    click.echo(f"{name} is cancelled")
-
-
-@jobs.command("savepoint")
-@_MASTER
-@click.argument("name")
-@click.option("--to", "folder", metavar="URI", help="Where to, as file:///savepoints. Default: the cluster's own.")
-@click.option("--stop", is_flag=True, help="Cancel the job with it.")
-def save_job(master: str | None, name: str, folder: str | None, stop: bool) -> None:
-    """Take a savepoint of the running job NAME (or of that id); prints where it is."""
-    from runners import flink_jobs
-
-    where = _master(master)
-    click.echo(flink_jobs.savepoint(where, flink_jobs.running(where, name).id, folder, stop=stop))
-
-
-def _master(given: str | None) -> str:
-    from runners import cluster_state
-
-    local = cluster_state.status("flink")
-    if given is None and local is None:
-        raise click.UsageError("give --master, or start a cluster here: midstream cluster up flink")
-    return given or str(local and local["address"])

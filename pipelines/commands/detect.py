@@ -25,32 +25,26 @@ class Ended(Protocol):
     def to_json(self) -> str: ...
 
 
-def detect(job: DetectSpec, *, fresh: bool, dry_run: bool) -> None:
-    """Runs the job, or only checks it."""
-    if job.run.mode == "continuous":
-        _detect_on(job, dry_run=dry_run)
-        return
+def detect(job: DetectSpec, *, fresh: bool) -> None:
+    """Runs a job over files."""
     with hushed():
         from pipelines.detection.execute import DetectionExecution, clear
-        from pipelines.detection.resolve import resolve_detection
 
-    if dry_run:
-        resolve_detection(job)
-        click.echo(json.dumps(job.model_dump(mode="json"), indent=2))
-        return
     if fresh:
         clear(job)
     conclude(DetectionExecution(job).run())
 
 
-def _detect_on(job: DetectSpec, *, dry_run: bool) -> None:
+def try_out(job: DetectSpec) -> None:
+    """Checks a job, and prints it."""
     with hushed():
-        from pipelines.detection.continuous import ContinuousDetection, resolve_topic
-    if dry_run:
+        from pipelines.detection.continuous import resolve_topic
+        from pipelines.detection.resolve import resolve_detection
+    if job.run.mode == "continuous":
         resolve_topic(job)
-        click.echo(json.dumps(job.model_dump(mode="json"), indent=2))
-        return
-    conclude(ContinuousDetection(job, tell=lambda line: click.echo(line, err=True)).run())
+    else:
+        resolve_detection(job)
+    click.echo(json.dumps(job.model_dump(mode="json"), indent=2))
 
 
 def conclude(outcome: Ended) -> None:

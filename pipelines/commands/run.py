@@ -16,7 +16,8 @@ import click
 from pipelines import template as templates
 from pipelines.capabilities import check
 from pipelines.commands.common import hushed, show, table
-from pipelines.commands.detect import conclude, detect
+from pipelines.commands.continuously import run_continuously
+from pipelines.commands.detect import conclude, detect, try_out
 from pipelines.detection.job import DetectSpec
 
 if TYPE_CHECKING:
@@ -74,13 +75,22 @@ def run(
 
 
 def run_template(
-    template: str, params: tuple[str, ...], settings: dict[str, Any], *, fresh: bool, dry_run: bool, quiet: bool
+    template: str,
+    params: tuple[str, ...],
+    settings: dict[str, Any],
+    *,
+    fresh: bool,
+    dry_run: bool,
+    quiet: bool,
+    detach: bool = False,
 ) -> None:
     """Fills a template and runs it; `settings` of what runs it that are None leave what the template says."""
     found, here = templates.load(template)
     filled = found.fill(_read_params(params), here)
+    if detach and filled.run.mode != "continuous":
+        raise click.UsageError("--detach is for continuous jobs: this command cuts the micro-batches, and has to stay")
     if isinstance(filled, DetectSpec):
-        detect(on_runner(filled, **settings), fresh=fresh, dry_run=dry_run)
+        _detect(on_runner(filled, **settings), fresh=fresh, dry_run=dry_run, quiet=quiet, detach=detach)
         return
     job = on_runner(filled, **settings)
     if fresh and not dry_run:
@@ -95,17 +105,24 @@ def run_template(
         click.echo(json.dumps(job.model_dump(mode="json"), indent=2))
         return
     if job.run.mode == "continuous":
-        from pipelines.continuous import ContinuousExecution
-
-        outcome: Any = ContinuousExecution(job, tell=None if quiet else lambda line: click.echo(line, err=True)).run()
-    else:
-        with ConsoleProgress(quiet=quiet) as progress:
-            execution = Execution(job, progress=progress)
-            progress.begin(execution.resolved)
-            outcome = execution.run()
+        run_continuously(job, detach=detach, quiet=quiet)
+        return
+    with ConsoleProgress(quiet=quiet) as progress:
+        execution = Execution(job, progress=progress)
+        progress.begin(execution.resolved)
+        outcome = execution.run()
     if outcome.report is not None:
         click.echo(f"report: {outcome.report}", err=True)
     conclude(outcome)
+
+
+def _detect(job: DetectSpec, *, fresh: bool, dry_run: bool, quiet: bool, detach: bool) -> None:
+    if dry_run:
+        try_out(job)
+    elif job.run.mode == "continuous":
+        run_continuously(job, detach=detach, quiet=quiet)
+    else:
+        detect(job, fresh=fresh)
 
 
 @click.command(short_help="Predict again what a job predicted, and compare.")

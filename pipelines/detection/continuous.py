@@ -61,9 +61,9 @@ def resolve_topic(job: DetectSpec) -> ResolvedTopic:
 class ContinuousDetection(ContinuousExecution):
     """One go at a continuous job that detects anomalies."""
 
-    def __init__(self, job: DetectSpec, *, stop: Stop | None = None, tell: Any = None) -> None:
+    def __init__(self, job: DetectSpec, *, stop: Stop | None = None, tell: Any = None, detach: bool = False) -> None:
         # What the base class does with a job that this kind has not is overridden below.
-        super().__init__(job, stop=stop, tell=tell)  # type: ignore[arg-type]
+        super().__init__(job, stop=stop, tell=tell, detach=detach)  # type: ignore[arg-type]
 
     def _resolve(self) -> Any:
         resolved = resolve_topic(self.job)  # type: ignore[arg-type]
