@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.engines import EngineError
-from runners.processes import Supervisor
+from runners.processes import Supervisor, is_free
 
 NAMES = ("flink", "spark", "kafka")
 _UP_S = 180.0
@@ -38,6 +38,8 @@ def up(name: str, *, port: int | None = None) -> dict[str, Any]:
     """
     if (state := status(name)) is not None:
         raise EngineError(f"{name} is up already, at {state['address']}: midstream cluster down {name} ends it")
+    if port is not None and not is_free(port):
+        raise EngineError(f"port {port} is in use: give another with --port, or leave it out to have a free one")
     folder = root() / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "keeper.log").open("w") as log:

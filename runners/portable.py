@@ -7,6 +7,7 @@ stays alive between the runs, and the worker is this process, so that models sta
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ _log = logging.getLogger("midstream.engines")
 # Options that only the engine knows are no mistake.
 logging.getLogger("apache_beam.options.pipeline_options").addFilter(lambda record: "Unparseable" not in record.getMessage())
 logging.getLogger("apache_beam.runners.worker.data_plane").addFilter(lambda record: "read inputs" not in record.getMessage())
+# The whole trace, Java's around Python's; what matters of it is raised here.
+logging.getLogger().addFilter(lambda record: "Error received from SDK harness" not in record.getMessage())
 # A job server keeps something of every job (on Flink some 20 MB were seen): a new one after this many.
 _JOBS_A_SERVER = {"prism": 500, "flink": 25, "spark": 200}
 
@@ -167,12 +170,23 @@ class PortableGraph:
         assert self._server is not None
         gone = self._server.process.has_ended(1.0 if isinstance(failed, grpc.RpcError) else 0.0)
         if not gone:
-            return self._workers.faults[0] if self._workers is not None and self._workers.faults else failed
+            if self._workers is None:
+                return _on_cluster(self._engine, failed)
+            return self._workers.faults[0] if self._workers.faults else failed
         tail = self._server.process.tail()
         self._forget_server()
         return EngineError(
             f"{self._engine} died while it ran a job; the same command goes on where it stopped. Its last words:\n{tail}"
         )
+
+
+def _on_cluster(engine: str, failed: Exception) -> Exception:
+    """What a worker of a cluster raised, out of the text that comes back: the traces of Python and of Java together."""
+    raised = re.findall(r"^((?:\w+\.)*\w+: .*) \[while running '(.*)'\]", str(failed), re.MULTILINE)
+    if not raised:
+        return failed
+    what, step = raised[0]
+    return EngineError(f"{engine} gave the job up, as a worker raised in step {step!r}: {what}")
 
 
 class _Handle(JobServiceHandle):

@@ -262,6 +262,17 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def is_free(port: int) -> bool:
+    """Whether a process of this machine could listen there."""
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 def with_free_ports(count: int, start: Callable[[list[int]], Started], tries: int = 3) -> Started:
     """Starts something on free ports; once more on others if somebody took one in between."""
     for left in reversed(range(tries)):

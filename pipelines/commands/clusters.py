@@ -83,6 +83,7 @@ def submit(
     machine, or the container of runners/container.
     """
     from runners import cluster_state
+    from runners.reachable import check_reachable
 
     local = cluster_state.status(settings["runner"])
     if settings["master"] is None:
@@ -91,6 +92,7 @@ def submit(
         settings |= {"master": local["address"], "workers": settings["workers"] or local["workers"], "preinstalled": True}
     elif settings["workers"] is None:
         raise click.UsageError("give --workers, the pool of Python workers as each machine of the cluster sees it")
+    check_reachable(settings["runner"], settings["master"], settings["workers"])
     if dry_run:
         for line in _plan(template, settings):
             click.echo(line, err=True)

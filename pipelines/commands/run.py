@@ -19,6 +19,7 @@ from pipelines.commands.common import hushed, show, table
 from pipelines.commands.continuously import run_continuously
 from pipelines.commands.detect import conclude, detect, try_out
 from pipelines.detection.job import DetectSpec
+from pipelines.paths import absolute
 
 if TYPE_CHECKING:
     from pipelines.job import JobSpec
@@ -166,7 +167,7 @@ def on_runner(job: AnyJob, **given: Any) -> AnyJob:
     settings = {name: value for name, value in given.items() if value is not None}
     changed = job.model_copy(update={"run": job.run.model_copy(update=settings)})
     check(changed.run)
-    return changed
+    return changed if changed.run.master is None else absolute(changed)
 
 
 @click.command("templates")

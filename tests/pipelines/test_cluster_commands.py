@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,10 +35,10 @@ class Midstream:
     def __init__(self, folder: Path) -> None:
         self._env = os.environ | {"MIDSTREAM_CLUSTERS": str(folder), "PYTHONPATH": str(ROOT)}
 
-    def __call__(self, *arguments: str, status: int = 0) -> str:
+    def __call__(self, *arguments: str, status: int = 0, stderr: bool = False) -> str:
         done = subprocess.run(self._command(arguments), cwd=ROOT, env=self._env, capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stderr
-        return done.stdout if status == 0 else done.stderr
+        return done.stderr * (stderr or status != 0) + done.stdout * (status == 0)
 
     def start(self, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
         with log.open("wb") as file:
@@ -144,3 +145,44 @@ def test_a_continuous_job_is_listed_saved_cancelled_and_resumed_by_its_name(
     assert bits(rows, names) == bits([known[row["id"]] for row in rows], names)
     assert json.loads(log.read_text().splitlines()[-1])["predictions"] == due
     assert "no continuous job 'other' was submitted" in midstream("jobs", "resume", "other", status=1)
+
+
+def test_kafka_comes_up_and_goes(midstream) -> None:
+    up = json.loads(midstream("cluster", "up", "kafka"))
+    try:
+        [told] = [one for one in midstream.json("cluster", "status") if one["cluster"] == "kafka"]
+        assert (told["address"], told["processes"]) == (up["address"], f"broker={up['processes']['broker']}")
+        kafka = Cluster(SimpleNamespace(bootstrap=up["address"]))
+        topic = kafka.topic()
+        kafka.send(topic, [{"a": 1}])
+        assert kafka.read(topic) == [{"a": 1}]
+        port = up["address"].rpartition(":")[2]
+        assert f"port {port} is in use" in midstream("cluster", "up", "spark", "--port", port, status=1)
+    finally:
+        midstream("cluster", "down", "kafka")
+    assert not any(map(guard._alive, up["processes"].values())) and not Path(up["folder"]).exists()
+
+
+def test_a_template_is_submitted_to_spark(midstream, tmp_path: Path) -> None:
+    workload = make(tmp_path, 4000)
+    found, here = templates.load(str(PIPELINE))
+    Execution(found.fill({"folder": str(workload.folder), "output": str(tmp_path / "direct")}, here)).run()
+    nowhere = ("--master", "spark://127.0.0.1:1", "--workers", "localhost:1")
+    assert "there is no Spark master at spark://127.0.0.1:1" in midstream(
+        "submit", str(PIPELINE), "--runner", "spark", *nowhere, status=1
+    )
+    up = json.loads(midstream("cluster", "up", "spark"))
+    try:
+        # Relative paths, as a user gives them: workers are somewhere else.
+        output = os.path.relpath(tmp_path / "spark", ROOT)
+        submit = ["submit", str(PIPELINE), "--runner", "spark", "-p", f"folder={workload.folder}", "-p", f"output={output}"]
+        plan = midstream(*submit, "--dry-run", stderr=True)
+        assert f"plan: {PIPELINE} on spark at {up['address']}" in plan and "the cluster has Beam's jars" in plan
+        assert json.loads(plan[plan.index("{\n") :])["output"] == str(tmp_path / "spark")
+        assert not (tmp_path / "spark").exists()
+        midstream(*submit, "--quiet")
+    finally:
+        midstream("cluster", "down", "spark")
+    assert not any(map(guard._alive, up["processes"].values())) and not Path(up["folder"]).exists()
+    for name in OUTPUTS:
+        assert difference(canonical(tmp_path / "direct", name), canonical(tmp_path / "spark", name)) is None
