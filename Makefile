@@ -49,6 +49,8 @@ bench: setup-dev engines
 	$(BIN)/python -m bench.clusters --short
 	$(BIN)/python -m bench.select_features --short
 	$(BIN)/python -m bench.classify --short
+	$(BIN)/python -m bench.drift --short
+	$(BIN)/python -m bench.cold_start --records 20000
 	$(BIN)/python -m bench.swap --quick
 	$(BIN)/python -m bench.anomalies
 	$(BIN)/python -m bench.kafka --short

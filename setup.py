@@ -45,6 +45,7 @@ setup(
         "pydantic==2.14.3",
         "pyyaml==6.0.3",
         "rich==15.0.0",
+        "river==0.26.1",
         "scipy==1.17.1",
         "tensorflow==2.21.0",
         "tfx-bsl==1.21.0",

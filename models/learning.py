@@ -72,6 +72,22 @@ class LearningModel:
         """Another signature of the SavedModel, as it stands after what was learnt."""
         return self._root.signatures[name]
 
+    def predict(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
+        """What the learner as it stands predicts of rows, by output.
+
+        Raises:
+            ModelError: a column is missing or of another type, or the graph refused the rows.
+        """
+        serving = self._root.signatures[SERVING_SIGNATURE]
+        try:
+            tensors = {
+                name: tf.constant(to_numpy(batch, name, spec.dtype.name, tuple(spec.shape[1:])))
+                for name, spec in serving.structured_input_signature[1].items()
+            }
+            return {name: to_arrow(value.numpy()) for name, value in serving(**tensors).items()}
+        except (ValueError, tf.errors.OpError) as error:
+            raise ModelError(f"the learner refused {batch.num_rows} rows: {error}") from error
+
     def learn(self, batch: pa.RecordBatch) -> dict[str, float]:
         """Learns from the rows of a batch, in their order.
 

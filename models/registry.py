@@ -42,6 +42,8 @@ from models.signature import Signature
 
 MANIFEST = "manifest.json"
 GATE_REPORT = "gate.json"
+REFERENCE = "reference.json"  # what is kept of the training rows (`models.drift`)
+NOTES = (MANIFEST, GATE_REPORT, REFERENCE)  # lie beside a SavedModel's own files
 LATEST = ".latest"  # the highest number that was given
 STALE_S = 24 * 3600  # a folder being written for longer than a day belongs to a process that died
 
@@ -136,6 +138,7 @@ class Registry:
         metrics: Mapping[str, float] | None = None,
         publication: str | None = None,
         check: Check | None = None,
+        reference: Callable[[str], str] | None = None,
     ) -> Manifest:
         """Publishes a copy of a SavedModel as the model's next version. It becomes a candidate: live only once activated.
 
@@ -147,6 +150,8 @@ class Registry:
             metrics: figures by name.
             publication: names this act of publishing. Once there is a version by this publication, it is returned instead.
             check: a gate; what it raises is raised here, and nothing is published.
+            reference: called with a copy that passed the gate; gives what is kept of the training rows (`models.drift`). None
+                keeps what the folder brings.
 
         Raises:
             DigestError, SignatureError: this is no SavedModel that rows can be fed to.
@@ -168,7 +173,7 @@ class Registry:
             except ValueError as error:
                 raise type(error)(str(error).replace(incoming, saved_model_dir)) from error  # a path that the user knows
             draft = Manifest(model, 0, digests, signature, parent, training, dict(metrics or {}), publication)
-            return self._place(incoming, replace(draft, files=_file_digests(incoming)), check)
+            return self._place(incoming, replace(draft, files=_file_digests(incoming)), check, reference)
 
     def publish_variables(
         self,
@@ -180,6 +185,7 @@ class Registry:
         metrics: Mapping[str, float] | None = None,
         publication: str | None = None,
         check: Check | None = None,
+        reference: Callable[[str], str] | None = None,
     ) -> Manifest:
         """Publishes a version with its parent's graph and other values of its variables: fast, as nothing is traced or copied.
 
@@ -192,6 +198,7 @@ class Registry:
             metrics: figures by name.
             publication: see `publish`.
             check: see `publish`.
+            reference: see `publish`; None keeps nothing.
 
         Raises:
             RegistryError: the variables are not those of the parent's graph.
@@ -200,7 +207,7 @@ class Registry:
         origin = self.manifest(model, parent)
         with self._incoming(model) as incoming, _local_copy(self.path(model, parent)) as theirs:
             for name in storage.files(theirs):
-                if name not in (MANIFEST, GATE_REPORT) and not name.startswith("variables/"):
+                if name not in NOTES and not name.startswith("variables/"):
                     storage.link_or_copy(storage.join(theirs, name), storage.join(incoming, name))
             variables = Path(incoming, "variables")
             variables.mkdir()
@@ -212,7 +219,7 @@ class Registry:
                 storage.sync_file(str(file))
             digests = Digests.of_parts(origin.digests.graph, variables_digest(incoming))
             draft = Manifest(model, 0, digests, origin.signature, parent, training, dict(metrics or {}), publication)
-            return self._place(incoming, replace(draft, files=origin.files), check)
+            return self._place(incoming, replace(draft, files=origin.files), check, reference)
 
     def find_publication(self, model: str, publication: str) -> Manifest | None:
         """The version that this publication made; None where it has not, or not to the end."""
@@ -248,10 +255,10 @@ class Registry:
                 )
         return manifest, path
 
-    def gate_report(self, model: str, version: int) -> str | None:
-        """What the gate said of a version, as JSON; None for one that came by another way."""
+    def note(self, model: str, version: int, name: str) -> str | None:
+        """One of the `NOTES` of a version: what the gate said, or the reference. None for one that came without."""
         try:
-            return storage.read_text(storage.join(self.path(model, version), GATE_REPORT))
+            return storage.read_text(storage.join(self.path(model, version), name))
         except FileNotFoundError:
             return None
 
@@ -328,11 +335,13 @@ class Registry:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _place(self, incoming: str, draft: Manifest, check: Check | None) -> Manifest:
+    def _place(self, incoming: str, draft: Manifest, check: Check | None, reference: Callable[[str], str] | None) -> Manifest:
         """Gives a complete folder the next number, if the gate lets it pass."""
         folder = self.model_folder(draft.model)
         if check is not None:
             storage.write_synced(str(Path(incoming, GATE_REPORT)), check(incoming, draft).encode())
+        if reference is not None:
+            storage.write_synced(str(Path(incoming, REFERENCE)), reference(incoming).encode())
         draft = replace(draft, signed=signing.sign_if_asked(draft.to_dict()))
         with storage.locked(storage.join(folder, ".lock")):
             if draft.publication and (made := self.find_publication(draft.model, draft.publication)):
@@ -383,7 +392,7 @@ def _file_digests(path: str) -> dict[str, str]:
     """sha256 of the files in a local folder but the variables, which have a digest of their own, and our own notes."""
     digests = {}
     for name in storage.files(path):
-        if name not in (MANIFEST, GATE_REPORT) and not name.startswith("variables/"):
+        if name not in NOTES and not name.startswith("variables/"):
             with Path(path, name).open("rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

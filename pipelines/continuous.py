@@ -30,6 +30,7 @@ from runners.flink_jobs import end_jobs, was_cancelled
 from runners.micro_batch import Stop
 from runners.portable import PortableGraph
 from transforms.continuous.kafka_sink import Ends, TopicsSpec
+from transforms.drift_monitor import DRIFT
 from transforms.kafka.publishing import default_topic, make_topics
 
 _LOOK_S = 0.5  # how often it is looked whether the job still runs
@@ -233,6 +234,7 @@ class ContinuousPlan:
             DEAD_LETTERS: section.dead_letters,
             EVALUATIONS: section.evaluations,
             EVENTS: section.events,
+            DRIFT: section.drift,
         }
 
     def build(self, mode: Continuous) -> None:

@@ -21,14 +21,14 @@ from models.registry import Manifest, Registry, UnknownVersion
 from models.serving import shared_cache
 from models.timeline import MIN_TIME_US
 from pipelines.evaluated import estimates_numbers
-from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, LABELS, METRICS, OUTPUTS, PREDICTIONS, RECORDS, Resolved, build
+from pipelines.graph import EVALUATIONS, LABELS, PREDICTIONS, RECORDS, Resolved, build, outputs_of
 from pipelines.job import JobSpec
 from pipelines.judge import Judge, rules_of
 from pipelines.modes import Bounded
 from pipelines.notices import dead_letter_notices
 from pipelines.planning import StreamPlan, StreamPlanner
 from pipelines.preflight import settle
-from pipelines.published import Published
+from pipelines.published import TOPICS, Published
 from pipelines.replay import save_job
 from pipelines.report import write_report
 from pipelines.resolve import JobError, resolve
@@ -39,8 +39,8 @@ from runners.graphs import open_graph
 from runners.micro_batch import DRAIN, MicroBatch, MicroBatchDriver, Stop
 from transforms.batches import EVENT_TIME, MAX_WATERMARK_US, event_time_us
 from transforms.bounded_run import BoundedRun
+from transforms.learning_step import load_learner
 from transforms.sinks import part_name
-from transforms.training import load_learner
 
 _logger = logging.getLogger("midstream")
 Wanted = TypeVar("Wanted")
@@ -320,12 +320,8 @@ class Execution:
 
     def _discard(self, number: int) -> None:
         """Takes away what an interrupted try of this run may have left."""
-        for name in OUTPUTS:
+        for name in outputs_of(self.job):
             folder = self._output / name
-            if name == EVENTS and self.job.learner is None:
-                continue
-            if name == METRICS and (self.job.labels is None or self.job.labels.metrics_rows is None):
-                continue
             folder.mkdir(parents=True, exist_ok=True)
             for left in [*folder.glob(".*"), *self._parts(name, number)]:
                 left.unlink()
@@ -333,7 +329,7 @@ class Execution:
     def _publish(self, number: int) -> None:
         """Writes what a run gave into topics, if the job wants that: after its files, before its commit."""
         if self._published is not None:
-            self._published.publish(number, {name: self._parts(name, number) for name in (PREDICTIONS, DEAD_LETTERS)})
+            self._published.publish(number, {name: self._parts(name, number) for name in TOPICS})
 
     def _parts(self, name: str, number: int) -> list[Path]:
         return sorted((self._output / name).glob(part_name(number, 0).replace("-00000.", "-*.")))

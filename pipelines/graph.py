@@ -20,11 +20,13 @@ import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
 import transforms.batch_coder  # noqa: F401  registers the coder of RecordBatches
+from pipelines.drifting import response, watch
 from pipelines.job import JobSpec
 from pipelines.modes import Mode
 from pipelines.steps import Apply, Stage
 from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, WATERMARK
 from transforms.dead_letters import dead_letters
+from transforms.drift_monitor import DRIFT
 from transforms.inference import LINEAGE, BatchModelHandler, Predict
 from transforms.label_context import LabelContext
 from transforms.label_join import LABEL_TIME, LabelJoin, own_labels
@@ -37,7 +39,6 @@ from transforms.training import EVENTS, Train
 RECORDS, LABELS = "records", "labels"  # the sources
 PREDICTIONS, EVALUATIONS, DEAD_LETTERS = "predictions", "evaluations", "dead_letters"
 METRICS = "metrics"
-OUTPUTS = (PREDICTIONS, EVALUATIONS, DEAD_LETTERS, EVENTS, METRICS)  # every folder that a job may write rows to
 FIRST = "first_"  # prefix of what the first version said, where it is compared with
 BESIDE = "beside_"  # prefix of what a challenger said, or whom a challenger is compared with
 _IDENTITY = [EVENT_TIME, SOURCE, ROW, SEQUENCE]
@@ -56,6 +57,7 @@ class Resolved:
         outputs: the model's outputs as Arrow columns; None for a job that only learns.
         first_version: the version to learn on from; None for a job that only serves.
         context: gives each record the labels known so far; None for a learner that does not want them.
+        watched: the columns that are compared with those of the training rows; none without a monitor.
     """
 
     job: JobSpec
@@ -66,6 +68,7 @@ class Resolved:
     outputs: pa.Schema | None
     first_version: int | None
     context: LabelContext | None = None
+    watched: tuple[str, ...] = ()
 
     @property
     def ordered(self) -> bool:
@@ -73,6 +76,7 @@ class Resolved:
         return (
             self.job.labels is not None
             or self.job.learner is not None
+            or self.job.monitor is not None
             or any(stage.operator is not None for stage in self.stages)
         )
 
@@ -84,6 +88,13 @@ class Resolved:
         horizon = labels.horizon if labels.horizon is not None else labels.delay
         assert horizon is not None, "labels have a delay or a horizon"
         return horizon
+
+
+def outputs_of(job: JobSpec) -> list[str]:
+    """The folders that a job may write rows to."""
+    figures = job.labels is not None and job.labels.metrics_rows is not None
+    some = {EVENTS: job.learner is not None, METRICS: figures, DRIFT: job.monitor is not None}
+    return [PREDICTIONS, EVALUATIONS, DEAD_LETTERS, *(name for name, wanted in some.items() if wanted)]
 
 
 def build(mode: Mode, resolved: Resolved) -> None:
@@ -117,6 +128,9 @@ def build(mode: Mode, resolved: Resolved) -> None:
         dead += failed_inference
         sinks[PREDICTIONS] = predictions
         columns[PREDICTIONS] = prediction_columns(resolved)
+        if job.monitor is not None:
+            assert resolved.outputs is not None
+            sinks[DRIFT] = watch(mode, predictions, job, resolved.watched, resolved.outputs)
         if labels is not None:
             sinks[EVALUATIONS], unmatched = _evaluate(mode, predictions, labels, resolved)
             columns[EVALUATIONS] = evaluation_columns(resolved)
@@ -192,6 +206,7 @@ def _learn(
         job.learner.warm_up_rows,
         job.name,
         job.learner.every_rows,
+        response(job, resolved.watched),
     )
     if labels is None:
         return mode.learn(train, {"in": features}, "in", job)

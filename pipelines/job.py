@@ -7,37 +7,13 @@ versions from labelled rows), or both in one graph. Everything is checked here, 
 from __future__ import annotations
 
 import pkgutil
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 import models.learners
-from transforms.durations import format_duration, parse_duration
-
-
-def _positive(duration_us: int) -> int:
-    if duration_us == 0:
-        raise ValueError("expected a duration above 0")
-    return duration_us
-
-
-def _names(given: Any) -> Any:
-    names = [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
-    return list(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
-
-
-def _moment(text: str) -> str:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"expected a time such as 2026-03-01T12:00:00Z, got {text!r}") from None
-    return text
-
-
-DurationUs = Annotated[int, BeforeValidator(parse_duration), PlainSerializer(format_duration, when_used="json")]
-PositiveUs = Annotated[DurationUs, AfterValidator(_positive)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+from pipelines.section import DurationUs, Names, PositiveUs, Section, checked_moment
+from transforms.durations import parse_duration
 
 
 def _aggregates(given: Any) -> Any:
@@ -60,14 +36,12 @@ def _algorithm(name: str) -> str:
     return name
 
 
+def _start(text: str) -> str:
+    return text if text in ("earliest", "latest") else checked_moment(text)
+
+
 Algorithm = Annotated[str, AfterValidator(_algorithm)]
 Aggregates = Annotated[dict[str, str], BeforeValidator(_aggregates)]
-
-
-class Section(BaseModel):
-    """A part of a job; unknown settings are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TimeSection(Section):
@@ -75,7 +49,7 @@ class TimeSection(Section):
 
     column: str | None = None
     unit: Literal["iso", "s", "ms", "us"] = "iso"
-    start: Annotated[str, AfterValidator(_moment)] = "1970-01-01T00:00:00Z"
+    start: Annotated[str, AfterValidator(checked_moment)] = "1970-01-01T00:00:00Z"
     step: DurationUs = parse_duration("1s")
 
 
@@ -102,7 +76,9 @@ class TopicSection(KafkaSection):
     topic: str
     key: str | None = None
     fields: Names = ()
-    start: Annotated[str, AfterValidator(lambda text: text if text in ("earliest", "latest") else _moment(text))] = "earliest"
+    start: Annotated[str, AfterValidator(lambda text: text if text in ("earliest", "latest") else checked_moment(text))] = (
+        "earliest"
+    )
     idle: PositiveUs | None = None
 
 
@@ -117,6 +93,7 @@ class PublishSection(KafkaSection):
     dead_letters: str | None = None
     evaluations: str | None = None
     events: str | None = None
+    drift: str | None = None
     format: Literal["json", "arrow"] = "json"
     key: str | None = None
     commits: str = "midstream-commits"
@@ -124,7 +101,7 @@ class PublishSection(KafkaSection):
     @property
     def wanted(self) -> bool:
         """Whether there is a topic to write to."""
-        return any((self.predictions, self.dead_letters, self.evaluations, self.events))
+        return any((self.predictions, self.dead_letters, self.evaluations, self.events, self.drift))
 
     @model_validator(mode="after")
     def _keys_fit(self) -> PublishSection:
@@ -234,7 +211,8 @@ class LearnerSection(Section):
     """How the model learns: an algorithm of `models.learners`.
 
     It takes every numeric column if `features` is left out, but for those that are kept or name a record. With `every_rows` a
-    version is learnt from so many rows (the first ones from fewer), otherwise from each stretch of time `every`.
+    version is learnt from so many rows (the first ones from fewer), otherwise from each stretch of time `every`. What it does
+    when its errors rise, by River's `detector`, is `on_drift` (`transforms.drift_response`).
     """
 
     algorithm: Algorithm = "mlp_classifier"
@@ -243,6 +221,23 @@ class LearnerSection(Section):
     every_rows: int | None = Field(default=None, ge=1)
     warm_up_rows: int = Field(default=1, ge=1)
     options: dict[str, Any] = {}
+    on_drift: Literal["none", "raise", "reset", "fork"] = "none"
+    detector: Literal["page-hinkley", "adwin", "kswin"] = "page-hinkley"
+
+
+class MonitorSection(Section):
+    """Compares inputs and scores with the training window of the version that predicted them: output `drift`.
+
+    A row of figures for each `rows` predictions and column (the model's inputs, if no `columns` are named). An alarm wants a
+    p-value below `significance`, shared among the columns, and a distance of `min_distance`. A version that was published
+    without a summary of its training rows is compared with the first `reference_rows` that it predicted.
+    """
+
+    rows: int = Field(default=1000, ge=50)
+    columns: Names = ()
+    significance: float = Field(default=0.01, gt=0, lt=1)
+    min_distance: float = Field(default=0.1, ge=0, le=1)
+    reference_rows: int = Field(default=2000, ge=200)
 
 
 class ModelSection(Section):
@@ -328,6 +323,7 @@ class JobSpec(Section):
     keep: Names = ()
     output: str
     rules: RulesSection | None = None
+    monitor: MonitorSection | None = None
     run: RunSection = RunSection()
     in_order: bool = False
     seal: bool = True
@@ -366,6 +362,8 @@ class JobSpec(Section):
             outputs = (self.publish.predictions, self.publish.dead_letters, self.publish.commits)
             if self.source.kafka.topic in outputs and self.publish.bootstrap == self.source.kafka.bootstrap:
                 raise ValueError(f"topic {self.source.kafka.topic!r} is both read and written: the job would feed itself")
+        if self.monitor is None and self.publish is not None and self.publish.drift is not None:
+            raise ValueError("a topic for drift wants something to put in it: say how many rows to compare (drift_rows)")
         if self.run.mode == "batch" and self.run.trigger != "available-now":
             raise ValueError("batch mode runs once: leave `trigger` out, or use micro-batch mode")
         return self

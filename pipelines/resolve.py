@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from models.registry import Registry
 from models.signature import Signature
+from pipelines.drifting import response, watched_columns
 from pipelines.graph import Resolved, prediction_columns
 from pipelines.job import JobSpec, LearnerSection, SourceSection
 from pipelines.labelled import label_context, settle
@@ -76,7 +77,13 @@ def resolve(job: JobSpec) -> Resolved:
             f"the records have columns with names of the model's outputs or of the lineage: {', '.join(clash)}; rename them"
         )
     shown = outputs if job.kind != "learn" else None
-    resolved = Resolved(job, records, labels, planned, features, shown, first_version, context)
+    try:
+        watched = watched_columns(job, signature, features)
+        if job.learner is not None:
+            response(job, watched)
+    except ValueError as error:
+        raise JobError(str(error)) from None
+    resolved = Resolved(job, records, labels, planned, features, shown, first_version, context, watched)
     key = job.publish.key if job.publish is not None else None
     if key is not None and shown is not None and key not in (given := prediction_columns(resolved)):
         raise JobError(

@@ -94,15 +94,21 @@ class PortableGraph:
         """Starts it, and does not wait for its end; `close` ends an engine in this process, and the job with it.
 
         Raises:
-            EngineError: the engine cannot be started.
+            EngineError: the engine cannot be started, or died before it took the job.
         """
         service = self._service()
         if self._workers is not None:
             self._workers.faults.clear()
         graph = beam_runner_api_pb2.Pipeline()
         graph.CopyFrom(self._graph)
-        job, messages, states = service.submit(graph)
-        result = PipelineResult(service.job_service, job, messages, states)
+        failed: Exception | None = None
+        try:
+            job, messages, states = service.submit(graph)
+            result = PipelineResult(service.job_service, job, messages, states)
+        except grpc.RpcError as error:
+            failed = error
+        if failed is not None:
+            raise self.what_happened(failed)
         self._jobs += 1
         return result
 

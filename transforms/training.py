@@ -8,7 +8,6 @@ window that is learnt again after a crash finds its version published.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,18 +17,18 @@ from apache_beam.metrics import Metrics
 
 from models import storage
 from models.activation_log import Activation, ActivationInPast, Paused
-from models.gate.gate import check_learnt
 from models.gate.result import GateRefused
-from models.learning import LearningModel
-from models.opened import shared_log, shared_registry
-from models.registry import Training
+from models.opened import shared_log
 from models.serving import ModelError
 from transforms.batches import EVENT_TIME, MIN_WATERMARK_US, SEQUENCE, TIME_TYPE
 from transforms.dead_letters import dead_letters
-from transforms.learning_windows import Window, full_at_us, windows_of_rows, windows_of_time
-from transforms.operators import State, Tables
+from transforms.drift_response import DriftResponse
+from transforms.learning_step import LearningStep
+from transforms.learning_windows import full_at_us, windows_of_rows, windows_of_time
+from transforms.operators import State, Tables, own_state, prefixed
 
 EVENTS = "events"
+_RESPONSE = "response"  # prefix of its part of the state
 ACTIVATIONS = pa.schema(
     [
         pa.field("version", pa.int64()),
@@ -56,6 +55,7 @@ class Train:
         warm_up_rows: a version is activated only once this many rows were learnt since the start; those before stay candidates.
         by: name of the job, for the publication ids.
         every_rows: instead of `every_us`, so many rows make a window (`transforms.learning_windows`).
+        response: looks for drift in the rows, and acts; None learns each window and no more.
     """
 
     registry: str
@@ -66,6 +66,7 @@ class Train:
     warm_up_rows: int
     by: str
     every_rows: int | None = None
+    response: DriftResponse | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -86,6 +87,8 @@ class Train:
         activations: list[dict[str, int]] = []
         refused: list[pa.RecordBatch] = []
         events: list[pa.Table] = []
+        step = LearningStep(self.registry, self.model, self.by)
+        known = own_state(state, _RESPONSE)
         pending = pa.concat_tables(tables) if tables else None
         if pending is not None:
             if self.every_rows is None:
@@ -99,7 +102,10 @@ class Train:
                 window = _one_batch(learnt.rows)
                 came += window.num_rows
                 try:
-                    version, told = self._learn(version, window, learnt)
+                    if self.response is None:
+                        version, told = step.learn(version, window, learnt)
+                    else:
+                        version, told, known = self.response.learn(step, self.first_version, version, window, learnt, known)
                 except (ModelError, GateRefused) as error:
                     # The learner goes on from the version before, as if these rows had not come.
                     refused.append(dead_letters(window, "learner_refused", str(error)))
@@ -110,14 +116,14 @@ class Train:
                 if seen >= self.warm_up_rows:
                     activations.append({"version": version, "effective_from_us": end, "rows": window.num_rows})
         position = {"version": version, "rows": seen, "came": came, "watermark_us": watermark_us}
-        new_state = {"position": pa.Table.from_pylist([position])}
+        new_state = {"position": pa.Table.from_pylist([position]), **prefixed(_RESPONSE, known)}
         if pending is not None:
             new_state["pending"] = pending
         given = {"activations": pa.Table.from_pylist(activations, ACTIVATIONS)}
         if refused:
             given["refused"] = pa.Table.from_batches(refused)
         if events:
-            given[EVENTS] = pa.concat_tables(events)
+            given[EVENTS] = pa.concat_tables(events, promote_options="default")
         return new_state, given
 
     def wake_us(self, state: State) -> int | None:
@@ -128,23 +134,6 @@ class Train:
             return full_at_us(state["pending"], self.time, self.every_rows, came)
         earliest_us = int(state["pending"].column(self.time).cast(pa.int64()).to_numpy().min())
         return (earliest_us // self.every_us + 1) * self.every_us
-
-    def _learn(self, parent: int, rows: pa.RecordBatch, window: Window) -> tuple[int, pa.Table | None]:
-        registry = shared_registry(self.registry)
-        publication = f"{self.by}/learn/{window.key}"
-        learner = _learners.take(self.registry, self.model, parent)
-        measured, events = learner.learn_with_events(rows)
-        manifest = registry.publish_variables(
-            self.model,
-            parent=parent,
-            write_variables=learner.write_variables,
-            training=Training(window.start_us, window.end_us, rows.num_rows),
-            metrics=measured,
-            publication=publication,
-            check=check_learnt(registry.path(self.model, parent), learner.served),
-        )
-        _learners.put(self.registry, self.model, manifest.version, learner)
-        return manifest.version, events
 
 
 class ActivateVersions(beam.PTransform):
@@ -202,35 +191,6 @@ def activate_learnt(
                 continue
             entries.append(entry)
     return entries
-
-
-class _Learners:
-    """The learner of each model that this process brought forward last, so that the next window need not load it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._latest: dict[tuple[str, str], tuple[int, LearningModel]] = {}
-
-    def take(self, registry: str, model: str, version: int) -> LearningModel:
-        """The learner as it was after this version. Taken out: if learning fails half-way, the next one loads afresh."""
-        with self._lock:
-            found = self._latest.pop((registry, model), None)
-        if found is not None and found[0] == version:
-            return found[1]
-        _, path = shared_registry(registry).trusted(model, version, graph=True)
-        return LearningModel(path)
-
-    def put(self, registry: str, model: str, version: int, learner: LearningModel) -> None:
-        with self._lock:
-            self._latest[registry, model] = version, learner
-
-
-_learners = _Learners()
-
-
-def load_learner(registry: str, model: str, version: int) -> None:
-    """Loads the learner that this process will bring forward, before the first window wants it."""
-    _learners.put(registry, model, version, _learners.take(registry, model, version))
 
 
 def _stamp(told: pa.Table, version: int, end_us: int, window: pa.RecordBatch) -> pa.Table:

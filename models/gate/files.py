@@ -9,10 +9,11 @@ from pathlib import Path
 
 from models.gate.config import GateConfig
 from models.gate.result import CheckResult, passed, refused
+from models.registry import NOTES
 
 NAME = "files"
 # What TensorFlow and Keras write; nothing else is ever read, so nothing else need be there.
-_FILES = frozenset(["saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "manifest.json", "gate.json", "saved_model.json"])
+_FILES = frozenset(["saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "saved_model.json", *NOTES])
 _FOLDERS = frozenset(["variables", "assets", "assets.extra"])
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--holdout", metavar="FILE", help="Parquet file of labelled rows, to compare with the live version.")
 @click.option("--label", metavar="COLUMN", help="The holdout's label column. Default: label.")
 @click.option("--tolerance", type=float, help="How much worse than the live version it may be. Default: 0.")
+@click.option("--reference", metavar="FILE", help="Training rows (CSV, JSON Lines, Parquet): what a monitor compares with.")
 @click.option("--latency-ms", type=float, help="Refuse it if a block of rows takes longer.")
 @DRY_RUN
 @AS_JSON
@@ -48,6 +49,7 @@ def publish(
     holdout: str | None,
     label: str | None,
     tolerance: float | None,
+    reference: str | None,
     latency_ms: float | None,
     dry_run: bool,
     as_json: bool,
@@ -69,6 +71,7 @@ def publish(
         from models.gate.gate import check_copy, publish_checked
         from models.gate.result import GateRefused
         from models.registry import Registry
+        from pipelines.reference import training_rows
 
     opened = Registry(registry)
     config = load_config(registry, model).changed(
@@ -79,7 +82,8 @@ def publish(
         if dry_run:
             manifest, report = None, check_copy(opened, model, saved_model, config, live)
         else:
-            manifest, report = publish_checked(opened, model, saved_model, config, live)
+            summary = None if reference is None else training_rows(reference)
+            manifest, report = publish_checked(opened, model, saved_model, config, live, reference=summary)
     except GateRefused as refusal:
         _print_checks(refusal.report, as_json)
         raise
@@ -337,10 +341,10 @@ def _try_out_if_unknown(registry: str, model: str, version: int) -> None:
     with hushed():
         from models.gate.config import load_config
         from models.gate.gate import check_published
-        from models.registry import Registry
+        from models.registry import GATE_REPORT, Registry
 
     opened = Registry(registry)
-    if opened.gate_report(model, version) is None:
+    if opened.note(model, version, GATE_REPORT) is None:
         check_published(opened, model, version, load_config(registry, model))
 
 

@@ -230,7 +230,7 @@ def _clear(job: JobSpec) -> None:
             f"{output} holds files but is no output folder of Midstream; nothing was deleted. Choose another output."
         )
     with lock(checkpoint / LOCK):
-        for name in ("predictions", "evaluations", "dead_letters", "events"):
+        for name in ("predictions", "evaluations", "dead_letters", "events", "metrics", "drift"):
             shutil.rmtree(output / name, ignore_errors=True)
         for name in ("report.html", "job.json"):
             (output / name).unlink(missing_ok=True)

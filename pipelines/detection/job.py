@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.job import KafkaSection, Names, PositiveUs, RunSection, Section, SourceSection
+from pipelines.job import KafkaSection, RunSection, SourceSection
+from pipelines.section import Names, PositiveUs, Section
 from transforms.durations import parse_duration
 
 
