@@ -72,7 +72,7 @@ class Broker:
     def start(self) -> Process:
         """Starts it, after `kill` or `stop`, over the same data and on the same port."""
         self.process = self._supervisor.start(
-            "kafka", [*_java(HEAP_MIB), "kafka.Kafka", str(self._file)], log_folder=self._folder, ready=_READY
+            "kafka", [*_java(HEAP_MIB, self._folder), "kafka.Kafka", str(self._file)], log_folder=self._folder, ready=_READY
         )
         return self.process
 
@@ -86,7 +86,8 @@ class Broker:
 
     def _format(self) -> None:
         # Any id will do for a broker of its own.
-        command = [*_java(64), "kafka.tools.StorageTool", "format", "-t", "MidstreamLocalBroker01", "-c", str(self._file)]
+        options = ["format", "-t", "MidstreamLocalBroker01", "-c", str(self._file)]
+        command = [*_java(64, self._folder), "kafka.tools.StorageTool", *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise EngineError(f"Kafka's folder {self._folder} could not be formatted:\n{done.stdout}{done.stderr}")
@@ -113,5 +114,6 @@ def kafka_broker(
         yield start_broker(supervisor, folder or supervisor.folder("kafka"), port, **(settings or {}))
 
 
-def _java(heap_mib: int) -> list[str]:
-    return [java(), f"-Xmx{heap_mib}m", *OPENS, *LOGGING, "-cp", jars("kafka")]
+def _java(heap_mib: int, folder: Path) -> list[str]:
+    # Libraries unpacked into the temporary folder outlive a broker that is killed.
+    return [java(), f"-Xmx{heap_mib}m", f"-Djava.io.tmpdir={folder}", *OPENS, *LOGGING, "-cp", jars("kafka")]
