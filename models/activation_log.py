@@ -316,6 +316,11 @@ class ActivationLog:
 
         return self._append(draft)
 
+    def sealed_us(self, by: str) -> int:
+        """Up to where a job has sealed the log; the beginning of time where it has not."""
+        seal = self._refreshed().seals.get(by)
+        return seal.until_us if seal is not None else MIN_TIME_US
+
     def earliest_us(self) -> int:
         """The earliest boundary from which anybody may activate a version now."""
         return self._earliest(self._refreshed())

@@ -171,6 +171,11 @@ class Timeline:
         """The version that was live before the one of this moment; see `before`."""
         return self.before(int(np.searchsorted(self.effective_from_us, time_us, side="right")) - 1)
 
+    def wants(self, version: int, time_us: int) -> bool:
+        """Whether a version is live or on trial at a moment."""
+        place = int(np.searchsorted(self.effective_from_us, time_us, side="right")) - 1
+        return place >= 0 and version in (self.version[place], self.challenger[place])
+
     def first(self) -> Change | None:
         """The first activation, where the cold start ends; None without any."""
         live = np.flatnonzero(self.version != COLD_START)

@@ -15,10 +15,12 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
+from confluent_kafka import KafkaException
 
-from models.activation_log import Activation, ActivationLog
+from models.activation_log import Activation, ActivationLog, LogError
 from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, PREDICTIONS, Resolved, build
 from pipelines.job import JobSpec
+from pipelines.live_judge import LiveJudge
 from pipelines.modes import Continuous
 from pipelines.replay import save_job
 from pipelines.resolve import JobError, resolve
@@ -88,6 +90,8 @@ class ContinuousExecution:
         self._stop = stop or Stop()
         self._tell = tell or (lambda line: None)
         self._folder = Path(job.output) / "checkpoint"
+        self._notices: list[str] = []
+        self._judge: LiveJudge | None = None
 
     def _resolve(self) -> Any:
         return resolve(self.job)
@@ -109,12 +113,15 @@ class ContinuousExecution:
             if plan.is_finished:
                 notice = "this job ran to the end of its topics before: nothing was read; --fresh begins anew"
                 return ContinuousOutcome(self._counts(plan), True, notices=[notice])
+            self._judge = self._make_judge(plan)
             with self._stop.on_signals():
                 self._run_and_restart(plan)
             if plan.is_finished:
                 submissions.forget(plan.topics.job)
             return ContinuousOutcome(self._counts(plan), plan.is_finished, notices=self._notices)
         finally:
+            if self._judge is not None:
+                self._judge.close()
             checkpoint.close()
 
     def _run_and_restart(self, plan: ContinuousPlan) -> None:
@@ -166,11 +173,32 @@ class ContinuousExecution:
             if self._detach and plan.last_checkpoint != resumed:
                 self._notices.append(f"the job is left to {self.job.run.master}; `midstream jobs` shows and stops it")
                 return
+            self._decide()
             if time.monotonic() - told > _TOLD_EVERY_S:
                 told = time.monotonic()
                 self._tell(self._status(plan, before, told - began))
         if self.job.run.master is not None:
             result.cancel()
+
+    def _make_judge(self, plan: ContinuousPlan) -> LiveJudge | None:
+        job = self.job
+        if not isinstance(job, JobSpec) or job.rules is None or job.kind != "serve" or not job.seal:
+            return None
+        return LiveJudge(plan.resolved, plan.topics.client, plan.topics.topics)
+
+    def _decide(self) -> None:
+        """Lets the rules decide; what cannot be read just now is read later."""
+        if self._judge is None:
+            return
+        try:
+            entry = self._judge.look()
+        except (KafkaException, LogError, OSError) as error:
+            self._judge.close()
+            self._tell(f"the rules wait: {error}")
+            return
+        if entry is not None:
+            self._notices.append(f"{entry.kind} to version {entry.version}: {entry.reason}")
+            self._tell(self._notices[-1])
 
     def _counts(self, plan: ContinuousPlan) -> dict[str, int]:
         by_topic: dict[str, int] = {}

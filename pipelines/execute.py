@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,6 +16,8 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 
 from models.activation_log import Activation, ActivationLog, LogCorrupt
+from models.patience import Wanted, patiently
+from models.preflight import settle
 from models.registry import Manifest, Registry, UnknownVersion
 from models.serving import shared_cache
 from models.timeline import MIN_TIME_US
@@ -27,7 +28,6 @@ from pipelines.judge import Judge, rules_of
 from pipelines.modes import Bounded
 from pipelines.notices import dead_letter_notices
 from pipelines.planning import StreamPlan, StreamPlanner
-from pipelines.preflight import settle
 from pipelines.published import TOPICS, Published
 from pipelines.replay import save_job
 from pipelines.report import write_report
@@ -43,10 +43,6 @@ from transforms.learning_step import load_learner
 from transforms.sinks import part_name
 
 _logger = logging.getLogger("midstream")
-Wanted = TypeVar("Wanted")
-# What a file system says that is away for a moment.
-_PASSING = (errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0  # between looks at a registry that is away
 _TRIES = 3  # of a batch whose log is changed while it runs
 
 
@@ -239,22 +235,13 @@ class Execution:
         return judge
 
     def _patiently(self, do: Callable[[], Wanted]) -> Wanted:
-        """Does it again and again while the registry or its log cannot be read: what waits is not lost, what guesses is
-        wrong."""
-        deadline, pause_s = time.monotonic() + self.job.model.patience / 1e6, _FIRST_PAUSE_S
-        while True:
-            try:
-                return do()
-            except (OSError, LogCorrupt, UnknownVersion) as error:
-                stays = isinstance(error, OSError) and error.errno not in _PASSING  # a full disk will not go by itself
-                if stays or time.monotonic() > deadline or self._stop.is_set():
-                    raise JobError(
-                        f"the job of {self._output} stopped: {error} Put it right and give the same command again: it goes "
-                        "on where "
-                        "this one stopped"
-                    ) from error
-            self._stop.wait(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        try:
+            return patiently(do, self.job.model.patience / 1e6, self._stop.wait)
+        except (OSError, LogCorrupt, UnknownVersion) as error:
+            raise JobError(
+                f"the job of {self._output} stopped: {error} Put it right and give the same command again: it goes on where "
+                "this one stopped"
+            ) from error
 
     def _seal(self, batch: MicroBatch, until_us: int) -> None:
         self._log.seal(until_us, by=self.job.name)

@@ -216,6 +216,10 @@ def _learn(
 def _predict(mode: Mode, features: beam.PCollection, resolved: Resolved) -> tuple[beam.PCollection, list[beam.PCollection]]:
     assert resolved.outputs is not None
     model, failed = resolved.job.model, []
+    on_load_failure = model.on_load_failure
+    if resolved.job.run.mode == "continuous" and on_load_failure == "previous":
+        # What cannot be loaded was taken back before; what goes missing later has served, and has to give the same again.
+        on_load_failure = "hold"
     predictions = features
     # The first version goes first: behind the live ones its rows would come in as many pieces as there are versions.
     kinds: dict[str, Literal["live", "first", "beside"]] = {"": "live", FIRST: "first", BESIDE: "beside"}
@@ -228,7 +232,7 @@ def _predict(mode: Mode, features: beam.PCollection, resolved: Resolved) -> tupl
             policy={"": "as_of", FIRST: "first", BESIDE: "beside"}[prefix],
             block_rows=model.block_rows,
             max_versions=model.max_versions,
-            on_load_failure=model.on_load_failure,
+            on_load_failure=on_load_failure,
             # Where a stream goes on and on. A replay or a batch has all its versions before it.
             preload=resolved.job.run.trigger != "available-now" or resolved.job.run.mode == "continuous",
         )

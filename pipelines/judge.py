@@ -1,16 +1,16 @@
-"""Applies the rules of `models.gate.rules` while a job runs: after each micro-batch, on what its files say.
+"""Applies the rules of `models.gate.rules` while a job runs: after each micro-batch, on what its files say; continuously, on
+what its topics say (`pipelines.live_judge`).
 
 The evidence is read from the job's own predictions and evaluations, so a job that was killed comes to the same decision. A
-decision is an entry of the activation log, with its evidence; it takes effect at the earliest boundary that is not served
-yet, and
-a replay follows the log.
+decision is an entry of the activation log, with its evidence; it takes effect at the earliest boundary that is not served yet,
+and a replay follows the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,16 @@ from transforms.batches import EVENT_TIME
 
 BESIDE = "beside_"
 Pair = tuple[int, int]  # the version that served, and the one beside it
+
+
+class Question(NamedTuple):
+    """A version that serves or is on trial, and the one that it is compared with."""
+
+    role: Role
+    version: int
+    other: int
+    since_us: int  # event time from which on there is evidence
+    sequence: int  # of the entry that raised it
 
 
 class Judge:
@@ -46,15 +56,36 @@ class Judge:
     def take(self, predictions: list[Path], evaluations: list[Path]) -> None:
         """Reads the files of a micro-batch."""
         for file in predictions:
-            schema = pq.read_schema(file)
-            score = _score(schema)
-            if BESIDE + "version" in schema.names and score is not None:
-                self._add(self._unlabelled, pq.read_table(file, columns=_columns(score)), score)
+            score = _score(pq.read_schema(file))
+            if score is not None:
+                self.see(predictions=pq.read_table(file, columns=_columns(score)))
         for file in evaluations if self._label is not None else ():
-            schema = pq.read_schema(file)
-            if BESIDE + "prediction" in schema.names:
-                columns = [self._label, *_columns("prediction")]
-                self._add(self._labelled, pq.read_table(file, columns=columns), "prediction")
+            if BESIDE + "prediction" in pq.read_schema(file).names:
+                self.see(evaluations=pq.read_table(file, columns=[self._label, *_columns("prediction")]))
+
+    def see(self, predictions: pa.Table | None = None, evaluations: pa.Table | None = None) -> None:
+        """Takes rows; columns that are not wanted do no harm."""
+        if predictions is not None and (score := _score(predictions.schema)) is not None:
+            self._add(self._unlabelled, predictions.select(_columns(score)), score)
+        if evaluations is not None and self._label is not None and BESIDE + "prediction" in evaluations.column_names:
+            self._add(self._labelled, evaluations.select([self._label, *_columns("prediction")]), "prediction")
+
+    def question(self) -> Question | None:
+        """What is to be decided now, by what is live or on trial at the end of the log; None if nothing is."""
+        timeline = self._log.timeline()
+        if not len(timeline) or self._log.paused() is not None:
+            return None
+        live, challenger = int(timeline.version[-1]), int(timeline.challenger[-1])
+        since_us = int(timeline.effective_from_us[-1])
+        role: Role = "live" if not challenger else "canary" if timeline.share_ppm[-1] else "shadow"
+        made_live = self._log.live(since_us)
+        if role == "live" and made_live is not None and made_live.kind == "rollback":
+            return None  # what was gone back to is not questioned by what it replaced
+        other = timeline.before(len(timeline) - 1) if role == "live" else live
+        version = live if role == "live" else challenger
+        if COLD_START in (version, other):
+            return None
+        return Question(role, version, other, since_us, int(timeline.sequence[-1]))
 
     def _add(self, pairs: dict[Pair, pa.Table], table: pa.Table, output: str) -> None:
         table = table.filter(pc.greater(pc.fill_null(table.column(BESIDE + "version"), COLD_START), COLD_START))
@@ -79,19 +110,10 @@ class Judge:
         Returns:
             The entry that was appended; None if nothing was decided.
         """
-        timeline = self._log.timeline()
-        if not len(timeline) or self._log.paused() is not None:
+        question = self.question()
+        if question is None:
             return None
-        live, challenger = int(timeline.version[-1]), int(timeline.challenger[-1])
-        since_us = int(timeline.effective_from_us[-1])
-        role: Role = "live" if not challenger else "canary" if timeline.share_ppm[-1] else "shadow"
-        made_live = self._log.live(since_us)
-        if role == "live" and made_live is not None and made_live.kind == "rollback":
-            return None  # what was gone back to is not questioned by what it replaced
-        other = timeline.before(len(timeline) - 1) if role == "live" else live
-        version = live if role == "live" else challenger
-        if COLD_START in (version, other):
-            return None
+        role, version, other, since_us, _ = question
         labelled, before = (
             self._evidence(self._labelled, version, other, since_us),
             self._evidence(self._unlabelled, version, other, since_us),

@@ -18,7 +18,7 @@ from transforms.continuous.advance import AdvanceLive
 from transforms.continuous.kafka_sink import Ends, TopicsSpec, WriteTopics
 from transforms.continuous.kafka_source import ReadTopic
 from transforms.continuous.loop import RELEASED, LearnThenRelease
-from transforms.continuous.versions import AssignVersionsLive
+from transforms.continuous.versions import AssignVersionsLive, LiveLog
 from transforms.kafka.source import KafkaSource
 from transforms.model_timeline import AssignVersions, Choice
 from transforms.operators import Operator
@@ -149,7 +149,11 @@ class Continuous:
         return inputs[rows], given
 
     def versions(self, job: JobSpec, choice: Choice) -> beam.PTransform:
-        return AssignVersionsLive(job.model.registry, job.model.name, job.name, choice)
+        model = job.model
+        takes_back = job.kind == "serve" and model.on_load_failure == "previous"
+        sizes = {"block_rows": model.block_rows, "max_versions": model.max_versions}
+        log = LiveLog(model.registry, model.name, job.name, model.patience / 1e6, **sizes, takes_back=takes_back)
+        return AssignVersionsLive(log, choice)
 
     def write(
         self, streams: Mapping[str, beam.PCollection], columns: Mapping[str, list[str]], job: JobSpec | DetectSpec

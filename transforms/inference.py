@@ -119,7 +119,7 @@ class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
             return cache.get(self._model, request.version, tries=_TRIES), self._policy
         except ModelError as error:
             if self._on_load_failure == "hold":
-                raise VersionUnavailable(f"{error}. Its records wait: publish it again, or activate another version") from error
+                raise VersionUnavailable(f"{error}. Its records wait until it loads: put its folder back as it was") from error
             if self._on_load_failure == "dead_letter" or request.previous == COLD_START:
                 raise
             served = cache.get(self._model, request.previous, tries=_TRIES)
