@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -98,8 +99,11 @@ def run_isolated(task: str, arguments: Mapping[str, Any], limits: Limits, keep: 
         raise _failure(status, step, _tail(folder / ERRORS), limits)
 
 
+_CHATTER = re.compile(r"[IW]\d{4} |WARNING: All log messages")  # what TensorFlow says of its surroundings
+
+
 def _failure(status: int, step: str, tail: str, limits: Limits) -> IsolatedFailure:
-    last = tail.strip().splitlines()[-1] if tail.strip() else ""
+    last = next((line for line in reversed(tail.splitlines()) if line.strip() and not _CHATTER.match(line)), "")
     if status in (-signal.SIGALRM, -signal.SIGXCPU):
         return IsolatedFailure("hung", step, f"it was not done with {step} after {limits.seconds:g} s")
     if status == OUT_OF_MEMORY or any(sign in tail for sign in _SIGNS_OF_MEMORY):

@@ -149,6 +149,14 @@ class HangsOnLoad(tf.saved_model.experimental.TrackableResource):
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=forever[0])
 
 
+class DiesOnLoad(HangsOnLoad):
+    """A resource whose initialisation ends the process by itself: TensorFlow throws what nobody catches."""
+
+    def _initialize(self) -> None:
+        many = tf.raw_ops.TensorListReserve(element_shape=-1, num_elements=2**31 - 1, element_dtype=tf.float32)
+        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=tf.raw_ops.TensorListLength(input_handle=many))
+
+
 def _forever(self: Any, a: tf.Tensor) -> tf.Tensor:
     return tf.while_loop(lambda n: n >= 0, lambda n: (n + 1) % 1000, [tf.cast(tf.size(a) * 0, tf.int32)])[0]
 
@@ -209,6 +217,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "very many files": lambda f: _many(save(f), 10_001),
     "slow": lambda f: save(f, _slow),
     "hangs when it is loaded": lambda f: save(f, resource=HangsOnLoad),
+    "ends the process when it is loaded": lambda f: save(f, resource=DiesOnLoad),
     "hangs when it predicts": lambda f: save(f, plus(_forever)),
     "calls itself": lambda f: edit_graph(save(f), _recursive),
     "calls nested without end": lambda f: edit_graph(save(f), _deep),
@@ -240,6 +249,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 }
 IN_A_CHILD = {
     "hangs when it is loaded",
+    "ends the process when it is loaded",
     "hangs when it predicts",
     "calls itself",
     "calls nested without end",

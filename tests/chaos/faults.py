@@ -1,5 +1,7 @@
-"""Faults while a stream predicts: the table of `make chaos`. After each, every record must be there once, by the right
-version."""
+"""Faults while a stream predicts in micro-batches. After each, every record must be there once, by the right version.
+
+The same on Flink, continuously: `tests.chaos.live_faults`.
+"""
 
 from __future__ import annotations
 
@@ -12,37 +14,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 from models import activation_log
-from models.activation_log import ActivationLog, LogError
+from models.activation_log import ActivationLog
 from models.registry import Registry
 from tests.chaos.bad_models import save
-from tests.chaos.stream import SECOND_US, START_US, Counts, count, serve
+from tests.chaos.launch import die_at
+from tests.chaos.people import MODEL, MOMENTS, append_and_die, append_torn, decide_at_once
+from tests.chaos.stream import SECOND_US, START_US, Counts, Fault, count, serve
+from tests.chaos.surroundings import SmallDisk, Unavailable
 from tests.pipelines import jobs
 
 ROOT = Path(__file__).parents[2]
 ROWS, BATCH = 600, 50
-MODEL = "line"
-
-
-class Fault(NamedTuple):
-    """What became of the records."""
-
-    name: str
-    runner: str
-    counts: Counts
-    said: str
+RUNNER = "DirectRunner, micro-batches"
 
 
 class Scene:
     """A registry with a live version and a better one, and records."""
 
-    def __init__(self, folder: Path, runner: str = "direct") -> None:
-        self.folder, self.runner = folder, runner
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.registry = str(folder / "registry")
         self.slopes = {1: 1.0, 2: 2.0}
         opened = Registry(self.registry)
@@ -55,12 +51,12 @@ class Scene:
 
     def serve(self, actions: list[Callable[[], Any]]) -> list[str]:
         """Runs the stream; the actions come one behind each micro-batch."""
-        outcome = serve(self.output, self.data, self.registry, actions, runner=self.runner, micro_batch_records=BATCH)
+        outcome = serve(self.output, self.data, self.registry, actions, micro_batch_records=BATCH)
         assert not outcome.problems, outcome.problems
         return outcome.notices
 
     def counts(self) -> Counts:
-        return count(self.output, self.registry, self.slopes, ROWS)
+        return count(jobs.read(self.output), self.registry, self.slopes, ROWS)
 
     def activate(self, version: int = 2, second: int | None = None, by: str = "chaos") -> None:
         at = None if second is None else START_US + second * SECOND_US
@@ -104,7 +100,7 @@ def deleted_then_restarted(scene: Scene, _: float) -> str:
     whole, part = scene.data.read_text().splitlines(keepends=True), 1 + 5 * BATCH
     scene.data.write_text("".join(whole[:part]))
     given = {"drain": "false", "micro_batch_records": BATCH}
-    serve(scene.output, scene.data.parent, scene.registry, [], runner=scene.runner, **given)
+    serve(scene.output, scene.data.parent, scene.registry, [], **given)
     (scene.data.parent / "more.csv").write_text("".join([whole[0], *whole[part:]]))
     gone, kept = Path(Registry(scene.registry).path(MODEL, 2)), scene.folder / "gone"
     shutil.move(gone, kept)
@@ -124,23 +120,28 @@ def _serve_again(output: str, data: str, registry: str, given: dict[str, Any]) -
 
 
 def disk_full(scene: Scene, _: float) -> str:
-    """No file may grow beyond some KB, as on a full disk; then there is room again, and the same command is given again."""
-    command = [sys.executable, "-m", "pipelines.cli", "run", "serve", "--quiet"]
-    given = {"input": scene.data, "registry": scene.registry, "model": MODEL, "time": "time", "keep": "id,a,b"}
-    given |= {"columns": "id:int64,a:float64,b:float64", "output": scene.output, "micro_batch_records": BATCH}
-    command += [part for name, value in given.items() for part in ("--param", f"{name}={value}")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    # Set by the child itself: what runs between fork and exec may crash where there are threads.
-    limit = (
-        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500)); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    limited = [sys.executable, "-c", limit, *command]
-    full = subprocess.run(limited, env=environment, capture_output=True, text=True, check=False)
-    assert full.returncode == 1, full
-    assert "give the same command again" in full.stderr
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    return full.stderr.strip().splitlines()[-1].replace(str(scene.output), "OUT")
+    """The output's disk is full in the middle; then there is room again, and the same command is given again."""
+    disk = SmallDisk(scene.output, megabytes=1)
+    try:
+        disk.fill(leave_bytes=100_000)  # some micro-batches
+        given = {"input": scene.data, "registry": scene.registry, "model": MODEL, "time": "time", "keep": "id,a,b"}
+        given |= {"columns": "id:int64,a:float64,b:float64", "output": scene.output, "micro_batch_records": BATCH}
+        command = [sys.executable, "-m", "pipelines.cli", "run", "serve", "--quiet"]
+        command = disk.enter(command + [part for name, value in given.items() for part in ("--param", f"{name}={value}")])
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        full = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert full.returncode == 1, full
+        assert "give the same command again" in full.stderr
+        done = len(list((disk.inside / "predictions").glob("part-*")))
+        disk.free()
+        again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert again.returncode == 0, again.stderr
+        shutil.copytree(disk.inside, scene.folder / "kept")
+    finally:
+        disk.close()
+    scene.output = scene.folder / "kept"
+    said = full.stderr.strip().splitlines()[-1].replace(str(disk.folder), "OUT")
+    return f"after {done} micro-batches: {said}"
 
 
 def clock_jumps(scene: Scene, _: float) -> str:
@@ -173,74 +174,32 @@ def killed_while_loading(scene: Scene, _: float) -> str:
 
 
 def _serve_and_die(output: str, data: str, registry: str, at: str | None) -> None:
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and at is not None and at in str(args[0]) and "gate.json" not in str(args[0]):
-            _maybe_die()
-
-    opened = 0
-
-    def _maybe_die() -> None:
-        nonlocal opened
-        opened += 1
-        if opened == 2:  # the manifest first, which anybody may read; then the version itself
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
+    if at is not None:
+        die_at(at)
     serve(Path(output), Path(data), registry, [], micro_batch_records=BATCH)
+
+
+def entry_torn(scene: Scene, seconds: float) -> str:
+    """Half of an entry lies in the log, as a copy that was cut off leaves it; then the whole one."""
+
+    def tear() -> None:
+        torn = append_torn(scene.registry, 2, START_US + 275 * SECOND_US)
+        threading.Timer(min(seconds, 5.0), torn.mend).start()
+
+    scene.serve([lambda: None, lambda: None, tear])
+    return f"{min(seconds, 5.0):g} s with half an entry: the records waited, and the swap came at its time"
 
 
 def writer_killed(scene: Scene, _: float) -> str:
     """Somebody's process is killed while it appends to the log: before, during and behind the moment the entry appears."""
-    context = multiprocessing.get_context("spawn")
-    written: list[int] = []
-
-    def write(event: str) -> Callable[[], None]:
-        def act() -> None:
-            process = context.Process(target=_append_and_die, args=(scene.registry, event))
-            process.start()
-            process.join()
-            assert process.exitcode == -signal.SIGKILL
-            written.append(len(scene.log.entries()))
-
-        return act
-
-    scene.serve([write("open"), write("os.link"), write("os.remove"), scene.activate])
+    scene.serve([lambda moment=moment: append_and_die(scene.registry, moment) for moment in MOMENTS] + [scene.activate])
     return "killed at three moments of writing an entry: it is there as a whole or not at all"
-
-
-def _append_and_die(registry: str, at: str) -> None:
-    log = ActivationLog(registry, MODEL)
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event == at and ".tmp-" in str(args[0] if args else "") and "activations" in str(args[0]):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-    log.activate(2, by="somebody who dies", reason=at)
 
 
 def two_operators(scene: Scene, _: float) -> str:
     """Two people decide at once, behind every micro-batch, each having looked at the same log."""
     told: list[str] = []
-
-    def both() -> None:
-        seen, ready = scene.log.last_decision(), threading.Barrier(2)
-
-        def decide(name: str, version: int) -> None:
-            log = ActivationLog(scene.registry, MODEL)
-            ready.wait()
-            try:
-                log.activate(version, by=name, reason=f"{name}, having seen entry {seen}", after=seen)
-            except LogError as error:
-                told.append(str(error))
-
-        people = [threading.Thread(target=decide, args=given) for given in (("anna", 1), ("bob", 2))]
-        for person in people:
-            person.start()
-        for person in people:
-            person.join()
-
-    scene.serve([both] * 8)
+    scene.serve([lambda: told.extend(decide_at_once(scene.registry))] * 8)
     assert len(told) == 8, told
     return f"8 times at once, 8 times one was told: {told[0][:60]}"
 
@@ -252,30 +211,24 @@ FAULTS: dict[str, Callable[[Scene, float], str]] = {
     "disk full": disk_full,
     "clock jumps": clock_jumps,
     "worker killed while it loads a version": killed_while_loading,
+    "entry of the log torn": entry_torn,
     "writer of the log killed in mid-write": writer_killed,
     "two operators at once": two_operators,
 }
-ON_ENGINES = (
-    "registry unreachable",
-    "version's folder deleted while live",
-    "writer of the log killed in mid-write",
-    "two operators at once",
-)
 
 
-def run_faults(folder: Path, *, quick: bool, runners: tuple[str, ...] = ("direct",)) -> list[Fault]:
+def run_faults(folder: Path, *, quick: bool) -> Iterator[Fault]:
     """Runs them all, one after the other.
 
     Args:
         folder: to work in.
         quick: the registry is away for two seconds instead of a minute.
-        runners: on which engines; those but `direct` get the faults that go on in this process.
     """
-    found = []
-    for runner in runners:
-        for number, (name, cause) in enumerate(FAULTS.items()):
-            if runner == "direct" or name in ON_ENGINES:
-                scene = Scene(folder / f"{runner}-{number}", runner)
-                said = cause(scene, 2.0 if quick or runner != "direct" else 60.0)
-                found.append(Fault(name, runner, scene.counts(), said))
-    return found
+    for number, (name, cause) in enumerate(FAULTS.items()):
+        scene = Scene(folder / str(number))
+        try:
+            said = cause(scene, 2.0 if quick else 60.0)
+        except Unavailable as lack:
+            yield Fault(name, RUNNER, None, f"left out: {lack}")
+            continue
+        yield Fault(name, RUNNER, scene.counts(), said)

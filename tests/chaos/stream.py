@@ -29,6 +29,15 @@ class Counts(NamedTuple):
     mislabelled: int  # by another version than the log says, or with a value that is not this version's
 
 
+class Fault(NamedTuple):
+    """What became of the records while something went wrong; without counts where this machine cannot do it."""
+
+    name: str
+    runner: str
+    counts: Counts | None
+    said: str
+
+
 class AfterEach:
     """A job's progress that does the next thing behind every micro-batch."""
 
@@ -41,9 +50,7 @@ class AfterEach:
             self._done += 1
 
 
-def serve(
-    folder: Path, data: Path, registry: str, actions: list[Callable[[], Any]], runner: str = "direct", **params: Any
-) -> Outcome:
+def serve(folder: Path, data: Path, registry: str, actions: list[Callable[[], Any]], **params: Any) -> Outcome:
     """Runs the template `serve` in this process; one record a second of event time."""
     template, here = templates.load("serve")
     given = {
@@ -56,20 +63,18 @@ def serve(
         "output": str(folder),
     }
     job = template.fill({**given, **params}, here)
-    job = job.model_copy(update={"run": job.run.model_copy(update={"runner": runner})})
     return Execution(job, progress=AfterEach(actions)).run()
 
 
-def count(folder: Path, registry: str, slopes: dict[int, float], rows: int) -> Counts:
-    """Compares the output with the log: each record once, by the version of its time, with that version's value.
+def count(table: pa.Table, registry: str, slopes: dict[int, float], rows: int) -> Counts:
+    """Compares predictions with the log: each record once, by the version of its time, with that version's value.
 
     Args:
-        folder: the job's output.
+        table: the predictions, with `id`, `a` and `b` of their records.
         registry: root folder.
         slopes: what each version was made with: score = slope * a + b.
         rows: how many records went in.
     """
-    table = jobs.read(folder)
     ids = table["id"].to_numpy()
     times, versions = table["event_time"].cast(pa.int64()).to_numpy(), table["version"].to_numpy()
     expected = ActivationLog(registry, "line").timeline().as_of(times)

@@ -80,4 +80,4 @@ def run_table(folder: Path, *, isolate: bool, wanted: Callable[[Attempt], bool] 
     assert not outcome.problems, outcome.problems
     before, after = (jobs.read(folder / name).drop_columns(["policy"]) for name in ("peace", "war"))
     changed = sum(left != right for left, right in zip(before.to_pylist(), after.to_pylist(), strict=True))
-    return Found(rows, count(folder / "war", place.registry.root, {1: 1.0}, records), changed)
+    return Found(rows, count(jobs.read(folder / "war"), place.registry.root, {1: 1.0}, records), changed)
