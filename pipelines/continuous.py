@@ -6,6 +6,7 @@ stopped, or killed with all its processes, goes on from the last checkpoint when
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -15,7 +16,6 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
-from confluent_kafka import KafkaException
 
 from models.activation_log import Activation, ActivationLog, LogError
 from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, PREDICTIONS, Resolved, build
@@ -90,7 +90,6 @@ class ContinuousExecution:
         self._stop = stop or Stop()
         self._tell = tell or (lambda line: None)
         self._folder = Path(job.output) / "checkpoint"
-        self._notices: list[str] = []
         self._judge: LiveJudge | None = None
 
     def _resolve(self) -> Any:
@@ -172,8 +171,11 @@ class ContinuousExecution:
                     raise JobError(f"a step fails again and again: {graph.faults[-1]}") from graph.faults[-1]
             if self._detach and plan.last_checkpoint != resumed:
                 self._notices.append(f"the job is left to {self.job.run.master}; `midstream jobs` shows and stops it")
+                if self._judge is not None:
+                    self._notices.append(f"its rules decide while `midstream guard {self.job.output}` runs")
                 return
-            self._decide()
+            if self._judge is not None and (said := self._judge.decide(self._tell)) is not None:
+                self._notices.append(said)
             if time.monotonic() - told > _TOLD_EVERY_S:
                 told = time.monotonic()
                 self._tell(self._status(plan, before, told - began))
@@ -186,20 +188,6 @@ class ContinuousExecution:
             return None
         return LiveJudge(plan.resolved, plan.topics.client, plan.topics.topics)
 
-    def _decide(self) -> None:
-        """Lets the rules decide; what cannot be read just now is read later."""
-        if self._judge is None:
-            return
-        try:
-            entry = self._judge.look()
-        except (KafkaException, LogError, OSError) as error:
-            self._judge.close()
-            self._tell(f"the rules wait: {error}")
-            return
-        if entry is not None:
-            self._notices.append(f"{entry.kind} to version {entry.version}: {entry.reason}")
-            self._tell(self._notices[-1])
-
     def _counts(self, plan: ContinuousPlan) -> dict[str, int]:
         by_topic: dict[str, int] = {}
         for file in self._folder.glob("written-*.json"):
@@ -210,10 +198,13 @@ class ContinuousExecution:
     def _status(self, plan: ContinuousPlan, before: int, seconds: float) -> str:
         counts = self._counts(plan)
         rate = (sum(counts.values()) - before) / seconds
-        entries = ActivationLog(self.job.model.registry, self.job.model.name).entries()
-        versions = [entry.version for entry in entries if isinstance(entry, Activation)]
+        live = "unknown: the activation log cannot be read just now"
+        with contextlib.suppress(LogError, OSError):
+            entries = ActivationLog(self.job.model.registry, self.job.model.name).entries()
+            versions = [entry.version for entry in entries if isinstance(entry, Activation)]
+            live = f"{versions[-1]} activated last" if versions else "none"
         told = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()]
-        return f"{', '.join(told)}  {rate:,.0f} messages/s  version {versions[-1] if versions else 'none'} activated last"
+        return f"{', '.join(told)}  {rate:,.0f} messages/s  version {live}"
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ class Judge:
         Returns:
             The entry that was appended; None if nothing was decided.
         """
+        known = self._log.last_decision()
         question = self.question()
         if question is None:
             return None
@@ -141,6 +142,7 @@ class Judge:
                 kind="promote" if kind == "promote" else "rollback",
                 not_before_us=since_us if since_us > MIN_TIME_US else None,
                 automatic=True,
+                after=known,
                 evidence={"version": version, "beside": other, "since_us": since_us, **decision.evidence},
             )
         except LogError:  # somebody paused or changed the log meanwhile: they were first

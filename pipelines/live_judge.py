@@ -7,7 +7,7 @@ a command that is started again, in the middle of years of predictions, comes to
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from models.activation_log import ActivationLog
+from models.activation_log import ActivationLog, LogError
 from models.activations import Activation
 from models.gate.rules import Rules
 from models.serving import shared_cache
@@ -83,6 +83,24 @@ class LiveJudge:
         model = self._resolved.job.model
         cache = shared_cache(model.registry, block_rows=model.block_rows, max_versions=model.max_versions)
         return self._judge.judge(cache.latencies(model.name))
+
+    def decide(self, tell: Callable[[str], Any]) -> str | None:
+        """Looks, and says what was decided; what cannot be read just now is read later.
+
+        Args:
+            tell: is called with what happened, for people.
+        """
+        try:
+            entry = self.look()
+        except (KafkaException, LogError, OSError) as error:
+            self.close()
+            tell(f"the rules wait: {error}")
+            return None
+        if entry is None:
+            return None
+        said = f"{entry.kind} to version {entry.version}: {entry.reason}"
+        tell(said)
+        return said
 
     def close(self) -> None:
         """Lets go of the connections."""

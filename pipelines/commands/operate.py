@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -98,77 +99,61 @@ def publish(
         _activate(registry, model, manifest.version, effective_from, reason, quiet=as_json)
 
 
+def _decision(reason: str, *arguments: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Options of a command that appends a decision to the log from a moment on; they come to it as keyword arguments.
+
+    Args:
+        reason: noted where the user gives none.
+        arguments: what only this command has.
+    """
+    noted = click.option("--reason", default=reason, show_default=True, help="Noted in the activation log.")
+
+    def decorate(command: Any) -> Any:
+        for option in reversed([REGISTRY, MODEL, *arguments, FROM, noted, DRY_RUN, AS_JSON]):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_VERSION = click.argument("version", type=int)
+_SHARE = click.option("--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True)
+
+
 @click.command(short_help="Make a published version live.")
-@REGISTRY
-@MODEL
-@click.argument("version", type=int)
-@FROM
-@click.option("--reason", default="activated by hand", show_default=True, help="Noted in the activation log.")
-@DRY_RUN
-@AS_JSON
-def activate(
-    registry: str, model: str, version: int, effective_from: str | None, reason: str, dry_run: bool, as_json: bool
-) -> None:
+@_decision("activated by hand", _VERSION)
+def activate(**given: Any) -> None:
     """Make a published VERSION live, from a moment that no running job has served yet.
 
     A version that came into the registry by another way than the gate is tried out first.
     """
-    _activate(registry, model, version, effective_from, reason, dry_run=dry_run, as_json=as_json)
+    _activate(**given)
 
 
 @click.command(short_help="Let a version serve a share of the keys.")
-@REGISTRY
-@MODEL
-@click.argument("version", type=int)
-@click.option("--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True)
-@FROM
-@click.option("--reason", default="canary by hand", show_default=True, help="Noted in the activation log.")
-@DRY_RUN
-@AS_JSON
-def canary(
-    registry: str,
-    model: str,
-    version: int,
-    share: float,
-    effective_from: str | None,
-    reason: str,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@_decision("canary by hand", _VERSION, _SHARE)
+def canary(**given: Any) -> None:
     """Let VERSION serve a share of the keys, beside the live version, up to the next entry of the log.
 
     Which keys follows from a stable hash of the job's `key`; a larger share keeps those of a smaller one. `promote` makes the
     version live for all, `rollback` ends the trial.
     """
-    _activate(registry, model, version, effective_from, reason, kind="canary", share=share, dry_run=dry_run, as_json=as_json)
+    _activate(**given, kind="canary")
 
 
 @click.command(short_help="Let a version predict beside the live one, for comparison only.")
-@REGISTRY
-@MODEL
-@click.argument("version", type=int)
-@FROM
-@click.option("--reason", default="shadow by hand", show_default=True, help="Noted in the activation log.")
-@DRY_RUN
-@AS_JSON
-def shadow(
-    registry: str, model: str, version: int, effective_from: str | None, reason: str, dry_run: bool, as_json: bool
-) -> None:
+@_decision("shadow by hand", _VERSION)
+def shadow(**given: Any) -> None:
     """Let VERSION predict beside the live version, up to the next entry of the log.
 
     A job that runs with compare=true writes what it says into columns beside_..., for comparison only.
     """
-    _activate(registry, model, version, effective_from, reason, kind="shadow", share=0.0, dry_run=dry_run, as_json=as_json)
+    _activate(**given, kind="shadow", share=0.0)
 
 
 @click.command(short_help="Make the version on trial live for all.")
-@REGISTRY
-@MODEL
-@FROM
-@click.option("--reason", default="promoted by hand", show_default=True, help="Noted in the activation log.")
-@DRY_RUN
-@AS_JSON
-def promote(registry: str, model: str, effective_from: str | None, reason: str, dry_run: bool, as_json: bool) -> None:
+@_decision("promoted by hand")
+def promote(registry: str, model: str, **given: Any) -> None:
     """Make the version that is a canary or a shadow live for all keys."""
     from models.activation_log import ActivationLog, LogError
 
@@ -176,7 +161,7 @@ def promote(registry: str, model: str, effective_from: str | None, reason: str, 
     version = int(timeline.challenger[-1]) if len(timeline) else 0
     if not version:
         raise LogError(f"{model} has no version on trial. `midstream activate` makes any version live.")
-    _activate(registry, model, version, effective_from, reason, kind="promote", dry_run=dry_run, as_json=as_json)
+    _activate(registry, model, version, **given, kind="promote")
 
 
 @click.command(short_help="Go back to the version that was live before, or end a trial.")

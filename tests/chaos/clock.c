@@ -6,12 +6,17 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <threads.h>
 #include <time.h>
 #include <unistd.h>
+
+#define REAL(name) static __typeof__(&name) real; if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+#define LONG_AGO 1000000000 /* s: the wall clock's moments are far from those of a clock that began when the machine did */
 
 static long ahead(void) {
     const char *path = getenv("CHAOS_CLOCK");
@@ -23,19 +28,23 @@ static long ahead(void) {
     return size > 0 ? atol(text) : 0;
 }
 
+static struct timespec moment_of(const struct timespec *told) {
+    struct timespec moment = *told;
+    if (moment.tv_sec > LONG_AGO) moment.tv_sec -= ahead();
+    return moment;
+}
+
 int clock_gettime(clockid_t clock, struct timespec *now) {
-    static int (*real)(clockid_t, struct timespec *);
-    if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    REAL(clock_gettime);
     int status = real(clock, now);
     if (!status && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += ahead();
     return status;
 }
 
 int gettimeofday(struct timeval *restrict now, void *restrict zone) {
-    static int (*real)(struct timeval *, void *);
-    if (!real) real = (int (*)(struct timeval *, void *))dlsym(RTLD_NEXT, "gettimeofday");
+    REAL(gettimeofday);
     int status = real(now, zone);
-    if (!status && now) now->tv_sec += ahead();
+    if (!status) now->tv_sec += ahead();
     return status;
 }
 
@@ -46,24 +55,33 @@ time_t time(time_t *where) {
     return now.tv_sec;
 }
 
-/* Moments of the wall clock are far from those of a clock that began when the machine did. */
-static struct timespec real_moment(const struct timespec *told) {
-    struct timespec moment = *told;
-    if (moment.tv_sec > 1000000000) moment.tv_sec -= ahead();
-    return moment;
+int timespec_get(struct timespec *now, int base) {
+    return base == TIME_UTC && !clock_gettime(CLOCK_REALTIME, now) ? base : 0;
 }
 
 int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *restrict lock, const struct timespec *restrict until) {
-    static int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-    if (!real) real = (int (*)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *))dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
-    if (!real) real = (int (*)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *))dlsym(RTLD_NEXT, "pthread_cond_timedwait");
-    struct timespec moment = real_moment(until);
+    static __typeof__(&pthread_cond_timedwait) real;
+    /* The oldest of several symbols of this name, which dlsym finds, is for another pthread_cond_t. */
+    if (!real) real = (__typeof__(real))dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
+    if (!real) real = (__typeof__(real))dlsym(RTLD_NEXT, "pthread_cond_timedwait");
+    struct timespec moment = moment_of(until);
     return real(condition, lock, &moment);
 }
 
+int cnd_timedwait(cnd_t *restrict condition, mtx_t *restrict lock, const struct timespec *restrict until) {
+    REAL(cnd_timedwait);
+    struct timespec moment = moment_of(until);
+    return real(condition, lock, &moment);
+}
+
+int sem_timedwait(sem_t *restrict semaphore, const struct timespec *restrict until) {
+    REAL(sem_timedwait);
+    struct timespec moment = moment_of(until);
+    return real(semaphore, &moment);
+}
+
 long syscall(long number, ...) {
-    static long (*real)(long, ...);
-    if (!real) real = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+    REAL(syscall);
     va_list given;
     va_start(given, number);
     long a = va_arg(given, long), b = va_arg(given, long), c = va_arg(given, long);
@@ -71,7 +89,7 @@ long syscall(long number, ...) {
     va_end(given);
     struct timespec moment;
     if (number == SYS_futex && (b & FUTEX_CLOCK_REALTIME) && d) {
-        moment = real_moment((const struct timespec *)d);
+        moment = moment_of((const struct timespec *)d);
         d = (long)&moment;
     }
     return real(number, a, b, c, d, e, f);

@@ -1,9 +1,6 @@
-"""The command line, in a process that dies of SIGKILL at the moment it opens a certain file.
+"""The command line, in a process that dies of SIGKILL while it loads a certain version.
 
-    python -m tests.chaos.launch PART ARGS ...
-
-PART is a part of the file's path; when it is opened for the second time, the process is killed (the manifest comes first, which
-anybody may read).
+python -m tests.chaos.launch VERSION ARGS ...
 """
 
 from __future__ import annotations
@@ -11,25 +8,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any
 
 
-def die_at(part: str, times: int = 2) -> None:
-    """Kills this process when files whose path holds `part` are opened for so many times."""
-    opened = 0
+def die_loading(version: int) -> None:
+    """Kills this process when it has read a version's manifest and begins with its variables."""
+    from models import serving
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal opened
-        if event == "open" and part in str(args[0]) and "gate.json" not in str(args[0]):
-            opened += 1
-            if opened == times:
-                os.kill(os.getpid(), signal.SIGKILL)
+    digest = serving.variables_digest
 
-    sys.addaudithook(hook)
+    def deadly(path: str) -> str:
+        if path.endswith(f"/{version}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return digest(path)
+
+    serving.variables_digest = deadly
 
 
 if __name__ == "__main__":
-    die_at(sys.argv[1])
+    die_loading(int(sys.argv[1]))
     del sys.argv[1]
     from pipelines.cli import main
 

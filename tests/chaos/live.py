@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tests.chaos.surroundings import JumpingClock, SmallDisk
 from tests.kafka import Cluster
 from tests.pipelines.continuous import Tail
 from transforms.batches import TIME_TYPE
+from transforms.kafka.publishing import default_topic, make_topics
 
 ROOT = Path(__file__).parents[2]
 RATE = 200  # records/s, at their event times
@@ -44,7 +46,7 @@ class LiveJob:
     """
 
     def __init__(
-        self, folder: Path, kafka: Cluster, disk: SmallDisk | None, clock: JumpingClock | None, dies_at: str | None = None
+        self, folder: Path, kafka: Cluster, disk: SmallDisk | None, clock: JumpingClock | None, dies_loading: int | None = None
     ) -> None:
         """Makes versions 1 and 2, of which 1 is live, and begins to send.
 
@@ -53,15 +55,16 @@ class LiveJob:
             kafka: a broker.
             disk: for the job's output; None takes a folder.
             clock: for the job's processes; None takes the machine's.
-            dies_at: the first process of the job is killed when it reads a file with this in its path.
+            dies_loading: the first process of the job is killed when it loads this version.
         """
         self.folder, self.registry, self.disk, self.clock = folder, str(folder / "registry"), disk, clock
-        self._dies_at = dies_at
+        self._dies_loading = dies_loading
         self.slopes = {1: 1.0, 2: 2.0}
         for version, slope in self.slopes.items():
             Registry(self.registry).publish(MODEL, str(save(folder / f"saved-{version}", slope=slope)))
         self.activate(1)
-        self._topic, predictions = kafka.topic(2), kafka.topic(1)
+        self._topic, predictions = kafka.topic(2), f"predictions-{uuid.uuid4().hex[:8]}"
+        make_topics(kafka.client(), [default_topic(predictions)])  # as the job would
         given = {"bootstrap": kafka.bootstrap, "topic": self._topic, "predictions_topic": predictions}
         given |= {"columns": "id:int64,time:int64,a:float32,b:float32", "time": "time", "time_unit": "us", "keep": "id,a,b"}
         given |= {"registry": self.registry, "model": MODEL, "mode": "continuous", "every": "1s", "checkpoint_every": "1s"}
@@ -88,8 +91,8 @@ class LiveJob:
 
     def start(self) -> None:
         """Starts the job, or goes on with it."""
-        module = ["pipelines.cli"] if self._dies_at is None else ["tests.chaos.launch", self._dies_at]
-        self._dies_at = None
+        module = ["pipelines.cli"] if self._dies_loading is None else ["tests.chaos.launch", str(self._dies_loading)]
+        self._dies_loading = None
         command = [sys.executable, "-m", *module, *self._arguments]
         if self.disk is not None:
             command = self.disk.enter(command)

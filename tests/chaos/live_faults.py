@@ -150,7 +150,7 @@ def run_live_faults(folder: Path, kafka: Cluster, *, quick: bool) -> Iterator[Fa
         clock = JumpingClock(folder)
     except Unavailable as lack:
         lacks["clock jumps"] = str(lack)
-    job = LiveJob(folder, kafka, disk, clock, dies_at=f"/{MODEL}/3/")
+    job = LiveJob(folder, kafka, disk, clock, dies_loading=3)
     said: dict[str, tuple[int, int, str]] = {}
     try:
         job.start()

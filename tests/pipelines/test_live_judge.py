@@ -1,4 +1,4 @@
-"""A continuous job on Flink whose command decides by rule: a canary on labels, killed on the way, and a version before labels."""
+"""A continuous job on Flink whose command decides by rule: on labels, killed on the way, and before there are any."""
 
 from __future__ import annotations
 

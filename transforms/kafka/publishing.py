@@ -201,8 +201,12 @@ class Publisher:
 
 
 def default_topic(name: str) -> NewTopic:
-    """A topic with the partitions and replicas that the cluster gives a new one."""
-    return NewTopic(name, num_partitions=_BY_DEFAULT, replication_factor=_BY_DEFAULT)
+    """A topic with the partitions and replicas that the cluster gives a new one, and the broker's time on its messages.
+
+    A broker refuses messages from the future, so that a job on a machine whose clock is wrong would stand still.
+    """
+    config = {"message.timestamp.type": "LogAppendTime"}
+    return NewTopic(name, num_partitions=_BY_DEFAULT, replication_factor=_BY_DEFAULT, config=config)
 
 
 def make_topics(client: KafkaClient, topics: Iterable[NewTopic]) -> list[str]:
