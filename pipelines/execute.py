@@ -21,6 +21,7 @@ from models.preflight import settle
 from models.registry import Manifest, Registry, UnknownVersion
 from models.serving import shared_cache
 from models.timeline import MIN_TIME_US
+from pipelines.cold_start import await_first
 from pipelines.evaluated import estimates_numbers
 from pipelines.graph import EVALUATIONS, LABELS, PREDICTIONS, RECORDS, Resolved, build, outputs_of
 from pipelines.job import JobSpec
@@ -122,6 +123,8 @@ class Execution:
                 self._published = Published(self.job, checkpoint.folder)
             if self.resolved.first_version is not None and checkpoint.last_commit() is None:
                 self._load_first(self.resolved.first_version)
+            if self.job.kind == "serve" and self.job.model.cold_start == "hold":
+                await_first(lambda: self._patiently(self._log.timeline), self._stop, _logger.warning)
             self._reading = time.monotonic()
             if self.job.run.mode == "batch":
                 self._run_batch(checkpoint)

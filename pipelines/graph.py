@@ -25,6 +25,7 @@ from pipelines.job import JobSpec
 from pipelines.modes import Mode
 from pipelines.steps import Apply, Stage
 from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, WATERMARK
+from transforms.cold_start import HoldUntilActivated, as_rows
 from transforms.dead_letters import dead_letters
 from transforms.drift_monitor import DRIFT
 from transforms.inference import LINEAGE, BatchModelHandler, Predict
@@ -118,6 +119,8 @@ def build(mode: Mode, resolved: Resolved) -> None:
     sinks: dict[str, beam.PCollection] = {}
     if job.learner is not None:
         features, learnt = _learn(mode, features, labels, resolved)
+        if job.model.cold_start == "hold" and job.kind == "loop":
+            features, labels = _hold(mode, features, labels, learnt["activations"])
         dead.append(learnt["refused"])
         unmatched = learnt.get("unmatched")
         sinks[EVENTS] = learnt[EVENTS]
@@ -161,8 +164,9 @@ def evaluation_columns(resolved: Resolved) -> list[str]:
     own = [*resolved.outputs.names, "version"]
     prefixes = _prefixes(resolved.job)
     labels = resolved.job.labels
-    by = [labels.metrics_by] if labels.metrics_by is not None else []
-    return [*_IDENTITY, labels.column, LABEL_TIME, *by, *(prefix + name for prefix in prefixes for name in own)]
+    columns = [*_IDENTITY, labels.column, LABEL_TIME, *(prefix + name for prefix in prefixes for name in own)]
+    by = [labels.metrics_by] if labels.metrics_by not in (None, *columns) else []
+    return [*columns[: len(_IDENTITY) + 2], *map(str, by), *columns[len(_IDENTITY) + 2 :]]
 
 
 def _prefixes(job: JobSpec) -> list[str]:
@@ -213,6 +217,16 @@ def _learn(
     return mode.learn(Chain(_join(resolved), train), {"records": features, "labels": labels}, "records", job)
 
 
+def _hold(
+    mode: Mode, features: beam.PCollection, labels: beam.PCollection | None, activations: beam.PCollection
+) -> tuple[beam.PCollection, beam.PCollection | None]:
+    """Records, and the labels that will judge their predictions, once there is a version."""
+    activated = activations | "activated" >> beam.Map(as_rows).with_output_types(pa.RecordBatch)
+    waiting = {"records": features, "activated": activated} | ({} if labels is None else {"labels": labels})
+    given = waiting | mode.advance(HoldUntilActivated(), "hold")
+    return given["records"], None if labels is None else given["labels"]
+
+
 def _predict(mode: Mode, features: beam.PCollection, resolved: Resolved) -> tuple[beam.PCollection, list[beam.PCollection]]:
     assert resolved.outputs is not None
     model, failed = resolved.job.model, []
@@ -236,7 +250,7 @@ def _predict(mode: Mode, features: beam.PCollection, resolved: Resolved) -> tupl
             # Where a stream goes on and on. A replay or a batch has all its versions before it.
             preload=resolved.job.run.trigger != "available-now" or resolved.job.run.mode == "continuous",
         )
-        choice = Choice(kinds[prefix], model.key or (SEQUENCE,), model.guard or 0)
+        choice = Choice(kinds[prefix], model.key or (SEQUENCE,), model.guard or 0, model.cold_start == "hold")
         requests = predictions | f"{prefix}versions" >> mode.versions(resolved.job, choice)
         predictions, dead = requests | f"{prefix}predict" >> Predict(handler)
         failed.append(dead)

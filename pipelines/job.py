@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 import models.learners
-from pipelines.section import DurationUs, Names, PositiveUs, Section, checked_moment
+from pipelines.section import DurationUs, LagsStep, Names, PositiveUs, Section, checked_moment
 from transforms.durations import parse_duration
 
 
@@ -141,13 +141,6 @@ class LookupStep(Section):
     default: Literal["null", "drop"] = "null"
 
 
-class LagsStep(Section):
-    """Adds values of earlier records of the same key: new column to [column, records back]."""
-
-    columns: dict[str, tuple[str, int]]
-    by: Names = ()
-
-
 class WindowsStep(Section):
     """Replaces records by aggregates over windows of event time."""
 
@@ -251,6 +244,9 @@ class ModelSection(Section):
     A canary serves the records whose `key` (their number, if none is given) falls into its share. With `compare` a second
     version predicts beside: a shadow, a canary's live counterpart, and for as long as `guard` after an activation the version
     before; its outputs have the prefix `beside_`.
+
+    Records before the first activation have no prediction (`abstain`), or one by the learner that has learnt nothing (`prior`)
+    or by the SavedModel `parent`, or wait for the first version (`hold`). A parent that can learn is gone on from.
     """
 
     registry: str
@@ -263,6 +259,8 @@ class ModelSection(Section):
     key: Names = ()
     compare: bool = False
     guard: DurationUs | None = None
+    cold_start: Literal["abstain", "prior", "parent", "hold"] = "abstain"
+    parent: str | None = None
 
 
 class RulesSection(Section):
@@ -356,6 +354,10 @@ class JobSpec(Section):
             raise ValueError(f"a job that learns ({self.kind}) wants a section `learner`")
         if self.kind == "serve" and self.learner is not None:
             raise ValueError("a job that only serves has no `learner`; its kind would be `loop`")
+        if self.kind == "serve" and self.model.cold_start in ("prior", "parent"):
+            raise ValueError(f"cold_start: {self.model.cold_start} is for a job that learns; activate a version beforehand")
+        if (self.model.parent is not None) != (self.model.cold_start == "parent"):
+            raise ValueError("cold_start: `parent` wants a SavedModel, the parameter parent, and nothing else does")
         if self.run.mode == "continuous":
             self._continuous()
         if self.publish is not None and self.source.kafka is not None:
@@ -369,6 +371,8 @@ class JobSpec(Section):
         return self
 
     def _continuous(self) -> None:
+        if self.model.cold_start == "hold":
+            raise ValueError("a continuous job does not hold records back: use micro-batches, or another cold_start")
         if self.source.kafka is None or (self.labels is not None and self.labels.source and self.labels.source.kafka is None):
             raise ValueError("a continuous job reads topics; for files use mode: micro-batch with `every`")
         if self.publish is None or not self.publish.wanted:

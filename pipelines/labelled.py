@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.drift import is_text
 from models.storage import write_text_atomically
 from pipelines.job import JobSpec, LearnerSection
 from transforms.batches import RESERVED
@@ -23,6 +24,10 @@ from transforms.label_context import LabelContext
 from transforms.sources import Source
 
 FILE = "learner.json"
+TEXTS_FILE = "text_columns.json"
+KEYED = "keyed_classifier"  # learns where the options name a key
+LOOKED_AT_ROWS = 2000  # in them a column of text shows whether its values come again,
+MOST_DISTINCT = 0.5  # or are a name for each record: more distinct values than this share
 MOST_CLASSES = 200  # more distinct labels than these are taken for a number or a key
 CLASSES, VOCABULARY, CONTEXT = "classes", "vocabulary", "context"
 
@@ -46,9 +51,13 @@ def settle(job: JobSpec, columns: pa.Schema, records: Source) -> LearnerSection:
     """
     assert job.learner is not None
     assert job.labels is not None
-    section, known = job.learner, options_of(job.learner.algorithm)
+    section = _keyed(job.learner, columns) if "key" in job.learner.options else job.learner
+    known = options_of(section.algorithm)
+    if "text_features" in known and not section.features and "text_features" not in section.options:
+        found = {"text_features": _texts(job, columns, records)}
+        section = section.model_copy(update={"options": section.options | found})
     if not section.features:
-        section = section.model_copy(update={"features": _numeric(job, columns)})
+        section = section.model_copy(update={"features": _numeric(job, columns, section)})
     if VOCABULARY in known and CLASSES not in section.options:
         given = section.options.get(VOCABULARY)
         found = _classes(job, records) if given is None else _given(job.labels.column, given, records)
@@ -68,15 +77,50 @@ def label_context(job: JobSpec, section: LearnerSection) -> LabelContext | None:
     return LabelContext(job.labels.column, tuple(section.features), job.labels.delay, classes, vocabulary)
 
 
-def _numeric(job: JobSpec, columns: pa.Schema) -> tuple[str, ...]:
-    assert job.learner is not None
+def _keyed(section: LearnerSection, columns: pa.Schema) -> LearnerSection:
+    """The section of a learner with a model for each key: what only the others know is left out."""
+    key = str(section.options["key"])
+    if key not in columns.names:
+        raise ValueError(
+            f"learner: there is no column {key!r} for the key behind the steps; there are {', '.join(columns.names)}"
+        )
+    algorithm = section.algorithm if "key" in options_of(section.algorithm) else KEYED
+    options = {name: value for name, value in section.options.items() if name in options_of(algorithm)}
+    options["whole_keys"] = pa.types.is_integer(columns.field(key).type)
+    return section.model_copy(update={"algorithm": algorithm, "options": options})
+
+
+def _own(job: JobSpec, columns: pa.Schema) -> list[pa.Field]:
+    """The columns that say something of a record, and do not name it, or tell its time or its label."""
     assert job.labels is not None
     left_out = {*RESERVED, *job.keep, *job.labels.on, job.source.time.column, job.labels.column}
-    own = [field for field in columns if field.name not in left_out]
+    return [field for field in columns if field.name not in left_out]
+
+
+def _texts(job: JobSpec, columns: pa.Schema, records: Source) -> tuple[str, ...]:
+    """Columns of text to learn from: those whose values come again, among the first records."""
+    own = [field.name for field in _own(job, columns) if is_text(field.type)]
+    if not own or not isinstance(records, FileSource):
+        return tuple(own)
+    kept = Path(job.output) / TEXTS_FILE
+    if kept.exists():
+        return tuple(json.loads(kept.read_text(encoding="utf-8")))
+    names = [name for name in own if name in records.schema.names]
+    first = next((piece.batch for part in all_files(records) for piece in records.read(part) if piece.batch.num_rows), None)
+    if first is not None:
+        first = first.slice(0, LOOKED_AT_ROWS)
+        often = [name for name in names if len(pc.unique(first.column(name))) <= max(first.num_rows * MOST_DISTINCT, 2)]
+        own = [name for name in own if name not in names or name in often]
+    write_text_atomically(str(kept), json.dumps(own))
+    return tuple(own)
+
+
+def _numeric(job: JobSpec, columns: pa.Schema, section: LearnerSection) -> tuple[str, ...]:
+    own = [field for field in _own(job, columns) if field.name != section.options.get("key")]
     numeric = [
         f.name for f in own if pa.types.is_integer(f.type) or pa.types.is_floating(f.type) or pa.types.is_boolean(f.type)
     ]
-    if not numeric and not job.learner.options.get("text_features"):
+    if not numeric and not section.options.get("text_features"):
         raise ValueError(f"learner: there is no numeric column to learn from; there are {', '.join(f.name for f in own)}")
     return tuple(numeric)
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from models.activation_log import LogError
+from models.loaded_graph import ModelError
 from models.registry import Registry
 from models.signature import Signature
+from pipelines.cold_start import begin, seed
 from pipelines.drifting import response, watched_columns
 from pipelines.graph import Resolved, prediction_columns
 from pipelines.job import JobSpec, LearnerSection, SourceSection
@@ -65,12 +68,20 @@ def resolve(job: JobSpec) -> Resolved:
         raise JobError(f"keep: there is no column {', '.join(missing)} behind the steps; there are {', '.join(own)}")
     if missing := [name for name in job.model.key if name not in features.names]:
         raise JobError(f"key: there is no column {', '.join(missing)} behind the steps; there are {', '.join(own)}")
-    if job.labels is not None and job.labels.metrics_by not in (None, *job.keep):
-        raise JobError(f"labels: metrics_by is one of the columns in `keep`; {job.labels.metrics_by!r} is not among them")
     first_version = _first_version(job, features) if job.learner is not None else None
     signature = _contract(job)
     _check_inputs(job, signature, features, schema)
     outputs = _outputs(signature)
+    if job.labels is not None and job.labels.metrics_by not in (None, *job.keep, *outputs.names):
+        raise JobError(
+            f"labels: metrics_by is one of the columns in `keep` or an output of the model ({', '.join(outputs.names)}); "
+            f"{job.labels.metrics_by!r} is not among them"
+        )
+    if first_version is not None:
+        try:
+            begin(job, first_version)
+        except (ModelError, LogError) as error:
+            raise JobError(f"cold_start: {error}") from None
     taken = {*features.names, *((LABEL_TIME,) if job.labels else ())}
     if clash := sorted(taken.intersection([*outputs.names, "model", "version", "digest", "policy"])):
         raise JobError(
@@ -213,8 +224,6 @@ def build_learner(section: LearnerSection, label: str | None) -> object:
 
 def _first_version(job: JobSpec, features: pa.Schema) -> int:
     """The version to learn on from: the registry's own seed for this job, made now if this is its first run."""
-    from models.learning import save_learner
-
     assert job.learner is not None
     section = _with_features(job, features)
     missing = [name for name in section.features if name not in features.names]
@@ -222,23 +231,16 @@ def _first_version(job: JobSpec, features: pa.Schema) -> int:
         raise JobError(
             f"learner: there is no column {', '.join(missing)} behind the steps; there are {', '.join(features.names)}"
         )
-    registry, publication = Registry(job.model.registry), f"{job.name}/seed"
-    found = registry.find_publication(job.model.name, publication)
-    if found is not None:
-        return found.version
     try:
-        learner = build_learner(section, job.labels.column if job.labels else None)
+        return seed(job, lambda: build_learner(section, job.labels.column if job.labels else None))
     except ValueError as error:
         raise JobError(f"learner {job.learner.algorithm}: {error}") from None
-    with tempfile.TemporaryDirectory() as folder:
-        save_learner(learner, f"{folder}/seed")
-        return registry.publish(job.model.name, f"{folder}/seed", publication=publication).version
 
 
 def _with_features(job: JobSpec, columns: pa.Schema) -> LearnerSection:
     """The learner's section with its features: as given, or every numeric column."""
     assert job.learner is not None
-    if job.learner.features:
+    if job.learner.features or job.learner.options.get("text_features"):
         return job.learner
     on = job.labels.on if job.labels else ()  # they name a record, and say nothing of it
     own = [f for f in columns if f.name not in (*RESERVED, *job.keep, *on) and f.name != job.source.time.column]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
 
 from transforms.durations import format_duration, parse_duration
 
@@ -35,7 +36,51 @@ PositiveUs = Annotated[DurationUs, AfterValidator(_positive)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
+_LAG = re.compile(r"(lag|mean|min|max|std)\((.+),\s*(\d+)\)")
+
+
+def parse_lags(given: Any) -> Any:
+    """`before=lag(price, 1); week=mean(price, 336)` as the settings of a step `lags`: its `columns` and its `rolling`."""
+    columns: dict[str, Any] = {}
+    rolling: dict[str, Any] = {}
+    for part in filter(str.strip, given.split(";")):
+        name, _, text = (piece.strip() for piece in part.partition("="))
+        found = _LAG.fullmatch(text)
+        if found is None or not name:
+            raise ValueError(
+                f"expected name=lag(column, records back) or name=mean(column, records), min, max, std; got {part.strip()!r}"
+            )
+        if name in columns or name in rolling:
+            raise ValueError(f"expected every name once, got {name} twice")
+        function, column, records = found[1], found[2].strip(), int(found[3])
+        if function == "lag":
+            columns[name] = [column, records]
+        else:
+            rolling[name] = [column, function, records]
+    return {"columns": columns, "rolling": rolling}
+
+
 class Section(BaseModel):
     """A part of a job; unknown settings are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LagsStep(Section):
+    """Adds values of earlier records of a key: see `transforms.lags`; `text` says both, see `parse_lags`."""
+
+    columns: dict[str, tuple[str, int]] = {}
+    rolling: dict[str, tuple[str, str, int]] = {}
+    by: Names = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        text = given.get("text") if isinstance(given, dict) else None
+        return {"by": given.get("by", ())} | parse_lags(text) if text is not None else given
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> LagsStep:
+        if not self.columns and not self.rolling:
+            raise ValueError("lags: nothing is asked for; give columns, as before=lag(price, 1), or leave the key out, too")
+        return self

@@ -108,7 +108,7 @@ def _build(step: Step) -> Map | Filter | Lookup | Lags | WindowedAggregation:
     if step.lookup is not None:
         return Lookup(step.lookup.table, step.lookup.on, step.lookup.columns, step.lookup.default)
     if step.lags is not None:
-        return Lags(step.lags.columns, step.lags.by)
+        return Lags(step.lags.columns, step.lags.by, step.lags.rolling)
     assert step.windows is not None
     windows = parse_windows(step.windows.model_dump(include={"kind", "size", "every", "gap"}, exclude_none=True))
     return WindowedAggregation(windows, step.windows.by, step.windows.aggregates, step.windows.allowed_lateness)

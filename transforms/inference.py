@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
 
@@ -32,6 +33,8 @@ LINEAGE = pa.schema(
 
 
 OnLoadFailure: TypeAlias = Literal["previous", "hold", "dead_letter"]
+ABSTAIN = "abstain"  # an output that is 1 where the others mean nothing
+_SILENCED = ("prediction", "score")
 _TRIES = 3
 _POLICY_CHARACTERS = 300
 
@@ -97,7 +100,7 @@ class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
             lineage = [None, COLD_START, None, "cold_start"]
         else:
             served, policy = self._served(request, cache)
-            given = served.predict(request.batch)
+            given = _silenced(served.predict(request.batch))
             columns = [given.get(field.name) for field in self._outputs]
             for field, column in zip(self._outputs, columns, strict=True):
                 if column is None or column.type != field.type:
@@ -116,7 +119,7 @@ class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
     def _served(self, request: Request, cache: ModelCache) -> tuple[ServedModel, str]:
         """The version to predict with, and what the lineage says of how it was chosen."""
         try:
-            return cache.get(self._model, request.version, tries=_TRIES), self._policy
+            return cache.get(self._model, request.version, tries=_TRIES), request.policy or self._policy
         except ModelError as error:
             if self._on_load_failure == "hold":
                 raise VersionUnavailable(f"{error}. Its records wait until it loads: put its folder back as it was") from error
@@ -163,6 +166,17 @@ def _failed(failure: tuple[Any, tuple[Any, str, Any]]) -> Iterator[pa.RecordBatc
     given, (_, message, _) = failure
     for request in given if isinstance(given, list) else [given]:
         yield dead_letters(request.batch, "inference_failed", message)
+
+
+def _silenced(given: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    """The outputs of a model that may abstain, with nulls for a prediction where it does."""
+    if ABSTAIN not in given:
+        return given
+    silent = pc.equal(given[ABSTAIN], 1)
+    return {
+        name: pc.if_else(silent, pa.scalar(None, column.type), column) if name in _SILENCED else column
+        for name, column in given.items()
+    }
 
 
 def _constant(value: Any, rows: int, kind: pa.DataType) -> pa.Array:

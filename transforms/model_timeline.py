@@ -29,11 +29,13 @@ class Request(NamedTuple):
         version: the version, or `COLD_START`.
         batch: the rows.
         previous: the version that was live before, should this one not load; `COLD_START` for none.
+        policy: how the version was chosen, where that is not what the job usually does.
     """
 
     version: int
     batch: pa.RecordBatch
     previous: int = COLD_START
+    policy: str | None = None
 
 
 class Choice(NamedTuple):
@@ -44,11 +46,13 @@ class Choice(NamedTuple):
             to compare each record's own with.
         key: columns that decide who is served by a canary.
         guard_us: for so long after an activation `beside` is the version that was live before.
+        hold: a record from before the first activation has waited for it, and is predicted by that version.
     """
 
     kind: Literal["live", "first", "beside"] = "live"
     key: tuple[str, ...] = (SEQUENCE,)
     guard_us: int = 0
+    hold: bool = False
 
 
 LIVE = Choice()
@@ -82,6 +86,12 @@ class Assign(beam.DoFn):
     def process(self, batch: pa.RecordBatch, entries: Iterable[Timeline | Activation]) -> Iterator[Request]:
         timeline = self._timeline(list(entries))
         times = event_time_us(batch).to_numpy()
+        earliest = timeline.first() if self._choice.hold and self._choice.kind != "beside" else None
+        if earliest is not None:
+            waited = times < earliest.effective_from_us
+            if waited.any():
+                yield Request(earliest.version, batch.filter(pa.array(waited)), policy="hold")
+                batch, times = batch.filter(pa.array(~waited)), times[~waited]
         versions = self._versions(timeline, batch, times)
         changes = np.flatnonzero(np.diff(versions)) + 1
         if len(changes) == 0 or np.all(np.diff(versions[np.concatenate([[0], changes])]) > 0):
@@ -100,7 +110,7 @@ class Assign(beam.DoFn):
             yield Request(version, rows, timeline.previous(times[first]) if version == live else live)
 
     def _versions(self, timeline: Timeline, batch: pa.RecordBatch, times: np.ndarray) -> np.ndarray:
-        kind, key, guard_us = self._choice
+        kind, key, guard_us, _ = self._choice
         if kind == "first" or (kind == "live" and not timeline.has_trials):
             return timeline.as_of(times)
         found = places(batch, key, "") if timeline.has_trials else np.zeros(len(times), np.int64)

@@ -92,7 +92,8 @@ def predictions(path, batch, tmp_path):
     registry = Registry(str(tmp_path / "served"))
     version = registry.publish("m", path).version
     return {
-        name: column.to_numpy() for name, column in ModelCache(registry, block_rows=64).get("m", version).predict(batch).items()
+        name: column.to_numpy(zero_copy_only=False)
+        for name, column in ModelCache(registry, block_rows=64).get("m", version).predict(batch).items()
     }
 
 
@@ -143,7 +144,8 @@ def test_it_learns_what_is_there_to_learn(seed, tmp_path):
 
 def test_a_fresh_learner_predicts(request, seed, tmp_path):
     given = predictions(seed, window(0), tmp_path)
-    assert all(len(values) == 48 and np.isfinite(values).all() for values in given.values())
+    assert all(len(values) == 48 for values in given.values())
+    assert all(np.isfinite(values).all() for values in given.values() if values.dtype != object)  # others are texts
     if request.node.callspec.params["build"] in CLASSIFIERS:
         assert set(np.unique(given["prediction"])) <= {0, 1} and np.isfinite(given["score"]).all()
     assert set(Signature.from_saved_model(seed).outputs) == set(given)
@@ -172,7 +174,8 @@ def test_columns_that_say_nothing_do_no_harm(seed, tmp_path, odd):
     version = saved_now(learner, registry, 1).version
     for rows in (window(5, **odd), window(6)):
         given = ModelCache(registry).get("m", version).predict(rows)
-        assert all(np.isfinite(column.to_numpy()).all() for column in given.values())
+        numbers = [column.to_numpy() for column in given.values() if not pa.types.is_string(column.type)]
+        assert all(np.isfinite(values).all() for values in numbers)
 
 
 @only_labelled

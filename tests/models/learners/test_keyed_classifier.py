@@ -64,7 +64,7 @@ def test_keys_beyond_the_limit_stay_on_the_parent_and_are_counted(learner, tmp_p
     told = model.learn(rows(["a", "b", "c", "d", "e"], 1))
     assert told["keys"] == 3 and told["rows_without_slot"] == 40
     given = predict(model, folder, rows(["d", "e"], 2), tmp_path)
-    assert not given["graduated"].any() and not given["key_labels"].any()
+    assert not given["graduated"].any() and set(given["key_age"]) == {"0 to 4"}
 
 
 def test_one_key_does_not_change_what_another_ones_correction_says(learner, tmp_path):
@@ -75,3 +75,52 @@ def test_one_key_does_not_change_what_another_ones_correction_says(learner, tmp_
             model.learn(pa.Table.from_batches([rows([key], number) for key in order]).combine_chunks().to_batches()[0])
         folders.append(predict(model, folder, rows(["a", "-b"], 9), tmp_path / order[0]))
     np.testing.assert_allclose(folders[0]["score"], folders[1]["score"], atol=0.02)
+
+
+def three_ways(keys, seed, per_key=40):
+    """Labels of three classes, by the size of x; those of keys that begin with `-` are the other way round."""
+    batch = rows(keys, seed, per_key)
+    x = batch.column("x").to_numpy()
+    code = np.digitize(x, [-0.5, 0.5])
+    turned = np.char.startswith(np.array(batch.column("key").to_pylist()), "-")
+    names = np.array(["low", "middle", "high"])
+    return batch.drop_columns(["label"]).append_column("label", pa.array(names[np.where(turned, 2 - code, code)]))
+
+
+def test_three_classes_with_names_and_whole_numbers_as_keys(learner, tmp_path):
+    model, folder = learner(classes=3, vocabulary=("high", "low", "middle"), whole_keys=True)
+
+    def numbered(batch):
+        keys = pa.array([-1 if key == "-b" else 7 for key in batch.column("key").to_pylist()])
+        return batch.set_column(batch.schema.get_field_index("key"), "key", keys)
+
+    for number in range(12):
+        model.learn(numbered(three_ways(["a", "-b"], number)))
+    asked = numbered(three_ways(["a", "-b"], 99))
+    given = predict(model, folder, asked, tmp_path)
+    assert np.mean(given["prediction"] == np.array(asked.column("label").to_pylist())) > 0.8
+    assert given["graduated"].all()
+
+
+@pytest.mark.parametrize("new_keys", ["prior", "abstain"])
+def test_who_speaks_for_a_new_key(learner, tmp_path, new_keys):
+    model, folder = learner(new_keys=new_keys)
+    known = rows(["a"], 1, per_key=60)
+    ones = np.where(known.column("x").to_numpy() > -1.0, 1, 0)  # most labels are 1
+    model.learn(known.set_column(2, "label", pa.array(ones)))
+    given = predict(model, folder, rows(["new"], 2), tmp_path)
+    if new_keys == "prior":
+        assert (given["prediction"] == 1).all() and len(set(given["score"].tolist())) == 1
+        assert given["score"][0] == pytest.approx((ones.sum() + 1) / 62, abs=0.01) and not given["abstain"].any()
+    else:
+        assert given["abstain"].all()
+        assert not predict(model, folder, rows(["a"], 2), tmp_path / "known")["abstain"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"new_keys": "guess"}, "parent, prior or abstain"), ({"graduate_rows": 0}, "more than 0"), ({"classes": 1}, "2 or more")],
+)
+def test_options_that_make_no_sense_are_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        KeyedClassifier(KeyedClassifierConfig(features=("x",), **options))
