@@ -1,68 +1,37 @@
-"""The only truth about what is live: an append-only log beside a model's versions, one small file an entry.
+"""The only truth about what is live: an append-only log of activations, seals and pauses; here are its rules.
 
-    <root>/<model>/activations/log.json             the refresh grid, fixed when the log begins
-    <root>/<model>/activations/000000000001.json    the first entry, and so on without gaps
-
-Whoever appends reads to the end, checks the new entry against all that is there, and creates the next file if it is not there
-yet; if it is, somebody was faster: then theirs is read and the check made again. So every entry was right given all entries
-before it, with any number of writers and whenever one is killed. Entries are never changed or removed.
+How an entry is appended so that it was right given all entries before it, with any number of writers and whenever one is
+killed, is in `models.log_sequence`. Entries are never changed or removed.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from models import storage
-from models.activations import (
-    FORMAT,
-    Activation,
-    Entry,
-    Kind,
-    Pause,
-    Seal,
-    from_json,
-    live_stack,
-    share_fault,
-    time_text,
-    to_json,
-)
+from models.activations import Activation, Entry, Kind, Pause, Seal, live_stack, now_text, share_fault, time_text
+from models.log_faults import ActivationInPast, LogCorrupt, LogError, NothingToRollBack, Paused, SomebodyWasFirst
+from models.log_sequence import DEFAULT_GRID_US, LogSequence, NewEntry
+from models.log_store import TopicPlace
 from models.log_view import LogView
 from models.registry import Registry, UnknownVersion
 from models.timeline import MAX_TIME_US, MIN_TIME_US, TRIALS, Timeline
 
-DEFAULT_GRID_US = 1_000_000
-
-NewEntry = TypeVar("NewEntry", Activation, Seal, Pause)
-_ENTRY = re.compile(r"(\d{12})\.json")
-
-
-class LogError(ValueError):
-    """The log refuses a request; says why and what to do."""
-
-
-class ActivationInPast(LogError):
-    """An activation from before a time that a job has begun to serve."""
-
-
-class Paused(LogError):
-    """A job wanted to decide something while decisions by jobs are paused."""
-
-
-class SomebodyWasFirst(LogError):
-    """The log was changed since somebody looked at it; says by whom."""
-
-
-class NothingToRollBack(LogError):
-    """There is no version to go back to."""
-
-
-class LogCorrupt(LogError):
-    """A file of the log is missing or not what was written; names it."""
+__all__ = [
+    "DEFAULT_GRID_US",
+    "Activation",
+    "ActivationInPast",
+    "ActivationLog",
+    "LogCorrupt",
+    "LogError",
+    "NothingToRollBack",
+    "Pause",
+    "Paused",
+    "Seal",
+    "SomebodyWasFirst",
+]
 
 
 class ActivationLog:
@@ -81,14 +50,27 @@ class ActivationLog:
             LogError: the log has another grid.
             LogCorrupt: see `entries`.
         """
-        if grid_us is not None and grid_us < 1:
-            raise LogError(f"expected a refresh grid of at least 1 microsecond, came {grid_us}")
         self.model = model
         self._registry = Registry(root)
-        self._folder = storage.join(self._registry.model_folder(model), "activations")
-        self._asked_grid_us = grid_us
-        self.grid_us = self._read_grid() or grid_us or DEFAULT_GRID_US
-        self._view = LogView()
+        self._sequence = LogSequence(storage.join(self._registry.model_folder(model), "activations"), model, grid_us)
+
+    @property
+    def grid_us(self) -> int:
+        """The refresh grid in microseconds."""
+        return self._sequence.grid_us
+
+    def move(self, place: TopicPlace) -> int:
+        """Keeps the log in a Kafka topic from now on; jobs that run follow. Gives the number of entries that it has.
+
+        See `models.log_sequence.LogSequence.move`.
+        """
+        return self._sequence.move(place)
+
+    @property
+    def topic(self) -> TopicPlace | None:
+        """The topic that holds the log; None where the registry does."""
+        self._sequence.refreshed()
+        return self._sequence.topic
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries, in order. Reads only files that were not read before.
@@ -96,16 +78,16 @@ class ActivationLog:
         Raises:
             LogCorrupt: a file is missing or garbled.
         """
-        return self._refreshed().entries
+        return self._sequence.refreshed().entries
 
     def refresh(self) -> tuple[Entry, ...]:
         """Reads on; returns the entries that are new since the last call of any method."""
-        seen = len(self._view.entries)
-        return self._refreshed().entries[seen:]
+        seen = len(self._sequence.view.entries)
+        return self._sequence.refreshed().entries[seen:]
 
     def timeline(self) -> Timeline:
         """Which version is live when, by all entries up to now."""
-        return self._refreshed().timeline
+        return self._sequence.refreshed().timeline
 
     def activate(
         self,
@@ -154,11 +136,11 @@ class ActivationLog:
         if fault := share_fault(kind, share):
             raise LogError(fault)
         new = Activation(0, self.model, int(version), 0, reason, by, "", kind, float(share), evidence)
-        return self._append(self._known(after, self._activation(new, effective_from_us, not_before_us, automatic)))
+        return self._sequence.append(self._known(after, self._activation(new, effective_from_us, not_before_us, automatic)))
 
     def last_decision(self) -> int:
         """The number of the last entry that is no seal; 0 in an empty log. For `after`."""
-        last = self._refreshed().last_decision
+        last = self._sequence.refreshed().last_decision
         return last.sequence if last is not None else 0
 
     def _known(self, after: int | None, draft: Callable[[LogView], NewEntry]) -> Callable[[LogView], NewEntry]:
@@ -188,7 +170,7 @@ class ActivationLog:
         if fault := share_fault(kind, share):
             raise LogError(fault)
         new = Activation(0, self.model, int(version), 0, reason, by, "", kind, share)
-        return self._activation(new, effective_from_us, None, False)(self._refreshed())
+        return self._activation(new, effective_from_us, None, False)(self._sequence.refreshed())
 
     def pause(self, paused: bool, *, by: str, reason: str) -> Pause:
         """Forbids jobs to decide what is live, or lets them again; people may in any case.
@@ -202,17 +184,17 @@ class ActivationLog:
             last = next((entry for entry in reversed(view.entries) if isinstance(entry, Pause)), None)
             if last is not None and last.paused == paused:
                 return last
-            return Pause(len(view.entries) + 1, paused, reason, by, _now())
+            return Pause(len(view.entries) + 1, paused, reason, by, now_text())
 
-        return self._append(draft)
+        return self._sequence.append(draft)
 
     def paused(self) -> Pause | None:
         """The pause that is on, if one is."""
-        return self._refreshed().paused
+        return self._sequence.refreshed().paused
 
     def live(self, time_us: int) -> Activation | None:
         """The activation that made live what is live at a moment."""
-        return self._refreshed().live_at(time_us)
+        return self._sequence.refreshed().live_at(time_us)
 
     def _activation(
         self, new: Activation, effective_from_us: int | None, not_before_us: int | None, automatic: bool
@@ -292,7 +274,7 @@ class ActivationLog:
             target = to if to is not None else lived[-1] if on_trial else lived[-2]
             return self._checked(view, Activation(0, self.model, target, 0, reason, by, "", "rollback"), boundary)
 
-        return draft(self._refreshed()) if preview else self._append(self._known(after, draft))
+        return draft(self._sequence.refreshed()) if preview else self._sequence.append(self._known(after, draft))
 
     def seal(self, until_us: int, by: str) -> Seal:
         """Notes that a job begins to serve event times below `until_us`, before it does.
@@ -312,9 +294,9 @@ class ActivationLog:
             _check_name(by)
             if by in view.seals and view.seals[by].until_us >= boundary:
                 return view.seals[by]
-            return Seal(len(view.entries) + 1, boundary, by, _now())
+            return Seal(len(view.entries) + 1, boundary, by, now_text())
 
-        return self._append(draft)
+        return self._sequence.append(draft)
 
     def sealed_us(self, by: str) -> int:
         """Up to where a job has sealed the log; the beginning of time where it has not."""
@@ -323,21 +305,7 @@ class ActivationLog:
 
     def earliest_us(self) -> int:
         """The earliest boundary from which anybody may activate a version now."""
-        return self._earliest(self._refreshed())
-
-    def _append(self, draft: Callable[[LogView], NewEntry]) -> NewEntry:
-        while True:
-            view, grid_us = self._refreshed(), self.grid_us
-            entry = draft(view)
-            if entry.sequence <= len(view.entries):
-                return entry  # it was there
-            if not view.entries:
-                self._begin()
-                if self.grid_us != grid_us:
-                    continue  # somebody began the log with another grid
-            if storage.create(self._file(entry.sequence), to_json(entry).encode()):
-                self._view = view.extended([entry])
-                return entry
+        return self._earliest(self._sequence.refreshed())
 
     def _boundary(self, view: LogView, effective_from_us: int | None, not_before_us: int | None = None) -> int:
         if effective_from_us is not None:
@@ -354,80 +322,7 @@ class ActivationLog:
         seal = view.furthest_seal(unless_by=new.by)
         if boundary >= MAX_TIME_US or (seal and boundary < seal.until_us):
             raise ActivationInPast(self._refusal(new.version, boundary, view, seal or view.furthest_seal()))
-        return replace(new, sequence=len(view.entries) + 1, effective_from_us=boundary, at=_now())
-
-    def _refreshed(self) -> LogView:
-        view = self._view
-        end = self._end(len(view.entries))
-        if end < len(view.entries):
-            raise LogCorrupt(f"{self._file(end + 1)} was there and is gone; entries are never removed. Restore it from a copy.")
-        if end > len(view.entries):
-            if not view.entries:
-                self._adopt_grid()
-            view = view.extended([self._read(sequence) for sequence in range(len(view.entries) + 1, end + 1)])
-            self._view = view
-        return view
-
-    def _end(self, read: int) -> int:
-        """The number of the last entry that is there, given how many were read."""
-        if read and storage.is_local(self._folder):
-            # Without gaps, asking for the next names is enough, and quicker than listing all. The one after the next is asked
-            # for first: if it is there, the next one was before it. So a lost entry is noticed, and a racing writer is no gap.
-            end = read if storage.exists(self._file(read)) else read - 1
-            while end >= read and any(storage.exists(self._file(end + ahead)) for ahead in (2, 1)):
-                end += 1
-            return end
-        numbers = (int(match[1]) for name in storage.names(self._folder) if (match := _ENTRY.fullmatch(name)))
-        return max(numbers, default=0)
-
-    def _read(self, sequence: int) -> Entry:
-        file = self._file(sequence)
-        try:
-            text = storage.read_text(file)
-        except FileNotFoundError:
-            raise LogCorrupt(f"{file} is missing, but later entries are there. Restore it from a copy.") from None
-        except UnicodeDecodeError as error:
-            raise LogCorrupt(f"{file} is garbled: {error}. Restore it from a copy.") from error
-        try:
-            return from_json(text, sequence, self.model, self.grid_us)
-        except (ValueError, KeyError, TypeError) as error:
-            raise LogCorrupt(
-                f"{file} is no entry of this log: {error}; it holds {text[:80]!r}. Restore it from a copy."
-            ) from error
-
-    def _begin(self) -> None:
-        """Writes down the grid, or takes over what somebody else wrote down first."""
-        text = json.dumps({"format": FORMAT, "model": self.model, "grid_us": self.grid_us}) + "\n"
-        storage.create(self._grid_file(), text.encode())
-        self._adopt_grid()
-
-    def _adopt_grid(self) -> None:
-        found = self._read_grid()
-        if found is None:
-            raise LogCorrupt(f"{self._grid_file()} is missing, but entries are there. Restore it from a copy.")
-        self.grid_us = found
-
-    def _read_grid(self) -> int | None:
-        try:
-            text = storage.read_text(self._grid_file())
-        except FileNotFoundError:
-            return None
-        try:
-            grid_us = int(json.loads(text)["grid_us"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise LogCorrupt(f"{self._grid_file()} is garbled: {text[:80]!r}. Restore it from a copy.") from error
-        if self._asked_grid_us not in (None, grid_us):
-            raise LogError(
-                f"the activation log of {self.model} has a refresh grid of {grid_us} microseconds and was opened with "
-                f"{self._asked_grid_us}. A log keeps its grid, or what was served could not be told: open it with its own."
-            )
-        return grid_us
-
-    def _grid_file(self) -> str:
-        return storage.join(self._folder, "log.json")
-
-    def _file(self, sequence: int) -> str:
-        return storage.join(self._folder, f"{sequence:012d}.json")
+        return replace(new, sequence=len(view.entries) + 1, effective_from_us=boundary, at=now_text())
 
     def _earliest(self, view: LogView) -> int:
         seal = view.furthest_seal()
@@ -466,7 +361,3 @@ def _check_name(by: str) -> None:
 
 def _request(entry: Activation) -> tuple[int, str, str, str, float]:
     return entry.version, entry.by, entry.reason, entry.kind, entry.share
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

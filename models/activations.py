@@ -151,3 +151,8 @@ def time_text(time_us: int) -> str:
         return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us):%Y-%m-%dT%H:%M:%S.%fZ} ({time_us} us)"
     except OverflowError:
         return f"{time_us} us"
+
+
+def now_text() -> str:
+    """The wall clock, for `at`."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

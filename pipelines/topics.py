@@ -6,9 +6,9 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from models.kafka_client import KafkaClient, Topic
 from pipelines.job import KafkaSection, SourceSection
 from transforms.batches import MIN_WATERMARK_US
-from transforms.kafka.client import KafkaClient, Topic
 from transforms.kafka.planning import KafkaPosition
 from transforms.kafka.source import KafkaSource, TopicReader
 from transforms.schema import Schema, TimeSpec

@@ -10,8 +10,8 @@ from typing import Any
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
+from models.kafka_client import KafkaClient
 from runners.local_kafka import Broker
-from transforms.kafka.client import KafkaClient
 
 
 class Cluster:
@@ -25,10 +25,11 @@ class Cluster:
     def client(self, patience_s: float = 30.0) -> KafkaClient:
         return KafkaClient(self.bootstrap, patience_s=patience_s)
 
-    def topic(self, partitions: int = 1, name: str | None = None) -> str:
+    def topic(self, partitions: int = 1, name: str | None = None, config: Mapping[str, str] | None = None) -> str:
         """A new topic."""
         name = name or f"t-{uuid.uuid4().hex[:8]}"
-        self._admin.create_topics([NewTopic(name, num_partitions=partitions)])[name].result()
+        new = NewTopic(name, num_partitions=partitions, config=dict(config or {}))
+        self._admin.create_topics([new])[name].result()
         return name
 
     def exists(self, topic: str) -> bool:
@@ -52,6 +53,11 @@ class Cluster:
             value = message if message is None or isinstance(message, bytes) else json.dumps(message).encode()
             producer.produce(topic, value, partition=partition)
         producer.flush()
+
+    def send_parts(self, topic: str, parts: Iterable[Iterable[Any]]) -> None:
+        """As `send`, messages for each partition."""
+        for partition, messages in enumerate(parts):
+            self.send(topic, messages, partition)
 
     def transact(self, topic: str, messages: Sequence[Any], *, commit: bool | None = True, id: str | None = None) -> Producer:
         """In a transaction, which is committed, aborted, or (None) left open."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from models.kafka_client import KafkaUnavailable
 from pipelines.continuous import ContinuousExecution, ContinuousPlan
 from pipelines.detection.graph import SCORES, build_detection
 from pipelines.detection.job import DetectSpec
@@ -19,7 +20,6 @@ from pipelines.resolve import JobError
 from pipelines.topics import topic_source
 from runners.micro_batch import Stop
 from transforms.detection import ALARMS, Detect
-from transforms.kafka.client import KafkaUnavailable
 from transforms.kafka.source import KafkaSource
 from transforms.schema import TimeSpec
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from models.activation_log import ActivationInPast, ActivationLog, LogCorrupt, LogError, NothingToRollBack
 from models.activations import Activation, Seal
 from models.digest import Digests
+from models.log_files import LogFiles
 from models.registry import Manifest, Registry, UnknownVersion
 from models.signature import Signature
 from models.timeline import MAX_TIME_US, MIN_TIME_US
@@ -157,9 +158,7 @@ def test_a_log_is_tailed_and_survives_pickling(root, monkeypatch):
     assert reader.refresh() == (one,) and reader.refresh() == ()
     two = writer.seal(S, "job")
     read = []
-    monkeypatch.setattr(
-        ActivationLog, "_read", lambda self, number, real=ActivationLog._read: read.append(number) or real(self, number)
-    )
+    monkeypatch.setattr(LogFiles, "_read", lambda self, number, real=LogFiles._read: read.append(number) or real(self, number))
     assert pickle.loads(pickle.dumps(reader)).refresh() == reader.refresh() == (two,)
     assert read == [2, 2], "only what was not read before"
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import Consumer, TopicPartition
 
 PARTITIONS = 3
 COLUMNS = "time:int64,id:int64,key:string,a:float64,b:float64,label:int64"
@@ -54,26 +53,6 @@ def write_template(file: Path, job: dict[str, Any]) -> Path:
     content = {"name": job["name"], "description": "a test", "parameters": parameters, "job": job | {"output": "${output}"}}
     file.write_text(yaml.safe_dump(content))
     return file
-
-
-def create_topic(bootstrap: str, name: str, partitions: int) -> None:
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    for made in admin.create_topics([NewTopic(name, partitions, 1)]).values():
-        made.result()
-
-
-def produce(bootstrap: str, topic: str, parts: Sequence[Sequence[bytes]]) -> None:
-    """Appends messages to the partitions."""
-    producer = Producer({"bootstrap.servers": bootstrap})
-    for partition, messages in enumerate(parts):
-        for message in messages:
-            while True:
-                try:
-                    producer.produce(topic, message, partition=partition)
-                    break
-                except BufferError:
-                    producer.poll(0.1)
-    producer.flush()
 
 
 class Tail:

@@ -22,7 +22,7 @@ from tests.conformance.outputs import OUTPUTS, canonical, difference
 from tests.conformance.workload import make
 from tests.kafka import Cluster
 from tests.pipelines import jobs
-from tests.pipelines.continuous import PARTITIONS, Tail, bits, lines, loop, produce, write_template
+from tests.pipelines.continuous import PARTITIONS, Tail, bits, lines, loop, write_template
 
 ROOT = Path(__file__).parents[2]
 ROWS = 3000
@@ -105,7 +105,7 @@ def test_a_continuous_job_is_listed_saved_cancelled_and_resumed_by_its_name(
     template = str(write_template(tmp_path / "loop.yaml", job))
     predictions = Tail(kafka.bootstrap, into)
     half = len(parts[0]) // 2
-    produce(kafka.bootstrap, topic, [part[:half] for part in parts])
+    kafka.send_parts(topic, [part[:half] for part in parts])
 
     told = midstream("submit", template, "--runner", "flink", "--quiet", "--detach")
     assert set(json.loads(told.splitlines()[-1])) == {"predictions"}
@@ -122,7 +122,7 @@ def test_a_continuous_job_is_listed_saved_cancelled_and_resumed_by_its_name(
     assert [job["state"] for job in midstream.json("jobs", "list") if job["job"] == name] == ["CANCELED", "NOT RUNNING"]
     assert midstream.json("jobs", "status", name)["state"] == "CANCELED"
 
-    produce(kafka.bootstrap, topic, [part[half:] for part in parts])
+    kafka.send_parts(topic, [part[half:] for part in parts])
     log = tmp_path / "resumed.txt"
     command = midstream.start(log, "jobs", "resume", "loop")
     # An open stream gives what its watermark has passed, by whole ticks.

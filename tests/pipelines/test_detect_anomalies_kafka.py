@@ -3,54 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from runners.local_kafka import Broker, kafka_broker
-from tests.pipelines.continuous import Command, Tail, bits, create_topic, produce
+from tests.kafka import Cluster
+from tests.pipelines.continuous import Command, Tail, bits
 from tests.pipelines.detections import run, times, values, write
 
 ROWS, SENSORS, PARTITIONS = 800, 4, 2
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with kafka_broker() as running:
-        yield running
-
-
-def test_a_topic_scored_with_a_kill_gives_a_batch_s_bits(broker: Broker, tmp_path: Path) -> None:
+def test_a_topic_scored_with_a_kill_gives_a_batch_s_bits(kafka: Cluster, tmp_path: Path) -> None:
     series = {f"s{number}": values(ROWS, number) for number in range(SENSORS)}
     parts: list[list[bytes]] = [[], []]
     for row, when in enumerate(times(ROWS)):
         for number, (sensor, x) in enumerate(series.items()):
             record = {"timestamp": when, "sensor": sensor, "value": float(x[row])}
             parts[number % PARTITIONS].append(json.dumps(record).encode())
-    create_topic(broker.bootstrap, "meters", PARTITIONS)
-    produce(broker.bootstrap, "meters", parts)
+    topic = kafka.topic(PARTITIONS)
+    kafka.send_parts(topic, parts)
     for sensor, x in series.items():
         write(tmp_path / "in" / f"{sensor}.csv", {"timestamp": times(ROWS), "sensor": [sensor] * ROWS, "value": x})
     run(tmp_path / "in", tmp_path / "batch", by="sensor", mode="batch")
     params = {
-        "bootstrap": broker.bootstrap,
-        "topic": "meters",
+        "bootstrap": kafka.bootstrap,
+        "topic": topic,
         "columns": "sensor:string,value:float64",
         "time": "timestamp",
         "by": "sensor",
-        "scores_topic": "meters-scores",
-        "alarms_topic": "meters-alarms",
+        "scores_topic": f"{topic}-scores",
+        "alarms_topic": f"{topic}-alarms",
         "output": tmp_path / "out",
         "tick": "12h",
         "checkpoint_every": "1s",
     }
     options = [part for name, value in params.items() for part in ("-p", f"{name}={value}")]
     command = Command(Path("detect-anomalies-kafka"), tmp_path / "log.txt", *options)
-    scores = Tail(broker.bootstrap, "meters-scores")
+    scores = Tail(kafka.bootstrap, f"{topic}-scores")
     try:
         scores.until(lambda rows: len(rows) > 0.2 * ROWS * SENSORS)
         command.kill()
@@ -69,7 +62,7 @@ def test_a_topic_scored_with_a_kill_gives_a_batch_s_bits(broker: Broker, tmp_pat
             row[name] = float(row[name])  # JSON writes 1.0 as 1
     names = ("sensor", "event_time", "value", "anomaly_score", "p_value", "alarm")
     assert bits(rows, names) == bits(batch, names)
-    alarms = Tail(broker.bootstrap, "meters-alarms")
+    alarms = Tail(kafka.bootstrap, f"{topic}-alarms")
     expected = [row for row in batch if row["alarm"]]
     assert expected
     found = alarms.until(lambda rows: len(rows) >= len(expected), 10)

@@ -48,7 +48,7 @@ class _Counting:
 
 def _run(params: dict[str, Any], die_at: tuple[str, int] | None, counted: Any) -> None:
     """Runs the job in this process and counts moments; in one of them, or in one just behind a transaction, it is killed."""
-    from transforms.kafka.client import KafkaClient
+    from models.kafka_client import KafkaClient
 
     committed = 0
 

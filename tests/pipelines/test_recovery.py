@@ -20,10 +20,10 @@ from pipelines.execute import Execution
 from pipelines.job import JobSpec
 from runners import flink_jobs
 from runners.local_flink import FlinkCluster, start_flink
-from runners.local_kafka import start_broker
 from runners.processes import Supervisor
+from tests.kafka import Cluster
 from tests.pipelines import jobs
-from tests.pipelines.continuous import PARTITIONS, Command, Tail, bits, create_topic, lines, loop, produce, write_template
+from tests.pipelines.continuous import PARTITIONS, Command, Tail, bits, lines, loop, write_template
 
 ROWS = 12_000
 SHARES = 6  # the records come in so many parts; behind each but the last something is killed
@@ -39,7 +39,7 @@ def kill_worker(cluster: FlinkCluster) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_every_part_of_a_cluster_is_killed_once(tmp_path) -> None:
+def test_every_part_of_a_cluster_is_killed_once(kafka: Cluster, tmp_path) -> None:
     parts = lines(ROWS)
     for partition, part in enumerate(parts):
         (tmp_path / f"in-{partition}.jsonl").write_bytes(b"\n".join(part) + b"\n")
@@ -47,18 +47,14 @@ def test_every_part_of_a_cluster_is_killed_once(tmp_path) -> None:
     batch = loop(source, tmp_path / "batch", tmp_path / "batch-registry", run={"mode": "batch"})
     Execution(JobSpec.model_validate(batch)).run()
     with Supervisor() as supervisor:
-        broker = start_broker(supervisor, tmp_path / "kafka")
         cluster = start_flink(supervisor, tmp_path / "flink")
-        bootstrap = broker.bootstrap
-        create_topic(bootstrap, "loop", PARTITIONS)
-        topics = {"predictions": "loop-predictions", "dead_letters": "loop-dead"}
-        for name in topics.values():
-            create_topic(bootstrap, name, 1)
+        bootstrap, topic = kafka.bootstrap, kafka.topic(PARTITIONS)
+        topics = {name: kafka.topic() for name in ("predictions", "dead_letters")}
         run = {"mode": "continuous", "trigger": "1s", "tick": "1h", "checkpoint_every": "1s"}
         run |= {"master": cluster.master, "workers": cluster.workers, "preinstalled": True}
         publish = {"bootstrap": bootstrap, **topics}
-        kafka = {"kafka": {"bootstrap": bootstrap, "topic": "loop"}, "out_of_orderness": "60s"}
-        job = loop(kafka, tmp_path / "out", tmp_path / "registry", publish=publish, run=run)
+        source = {"kafka": {"bootstrap": bootstrap, "topic": topic}, "out_of_orderness": "60s"}
+        job = loop(source, tmp_path / "out", tmp_path / "registry", publish=publish, run=run)
         command = Command(write_template(tmp_path / "loop.yaml", job), tmp_path / "log.txt")
         predictions = Tail(bootstrap, topics["predictions"])
 
@@ -71,8 +67,8 @@ def test_every_part_of_a_cluster_is_killed_once(tmp_path) -> None:
             cluster.start_jobmanager()
 
         def kill_broker() -> None:
-            broker.kill()
-            broker.start()
+            kafka.broker.kill()
+            kafka.broker.start()
 
         def kill_command() -> None:
             # The cluster goes on with the job; the new command ends that and takes over.
@@ -96,7 +92,7 @@ def test_every_part_of_a_cluster_is_killed_once(tmp_path) -> None:
             sent = 0
             for share in range(SHARES):
                 begin, end = (len(parts[0]) * place // SHARES for place in (share, share + 1))
-                produce(bootstrap, "loop", [part[begin:end] for part in parts])
+                kafka.send_parts(topic, [part[begin:end] for part in parts])
                 # What has been sent is predicted up to the last tick; killed while the next part is under way.
                 predictions.until(lambda rows, sent=sent: len(rows) > sent, 240)
                 if share < len(faults):

@@ -16,6 +16,7 @@ import pytest
 from confluent_kafka.admin import NewTopic
 
 from models.activation_log import Activation, ActivationLog
+from models.kafka_client import KafkaClient, KafkaDataLost, KafkaUnavailable
 from models.registry import Registry
 from pipelines import template as templates
 from pipelines.execute import Execution
@@ -28,7 +29,6 @@ from runners.processes import free_ports
 from tests.kafka import Cluster
 from tests.pipelines import jobs
 from tests.pipelines.test_live_swap import AfterCommit, at, check_every_prediction, midstream
-from transforms.kafka.client import KafkaClient, KafkaDataLost, KafkaUnavailable
 
 COLUMNS = "time:string,id:int64,a:float64,b:float64"
 PARTITIONS = 3

@@ -31,10 +31,10 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec
 from apache_beam.utils.timestamp import Timestamp
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from models.kafka_client import CALL_S, KafkaClient, Topic, ends
 from models.storage import write_text_atomically
 from transforms.batches import SOURCE
 from transforms.continuous.advance import LAST_US
-from transforms.kafka.client import CALL_S, KafkaClient, Topic, ends
 from transforms.kafka.publishing import json_messages
 
 _BEGIN = ""  # in place of the name of an output

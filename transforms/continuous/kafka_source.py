@@ -26,9 +26,9 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
+from models.kafka_client import Topic
 from transforms.batches import MIN_WATERMARK_US, event_time_us
 from transforms.continuous.advance import LAST_US
-from transforms.kafka.client import Topic
 from transforms.kafka.messages import split_at
 from transforms.kafka.source import KafkaSource, TopicReader
 from transforms.kafka.watermarks import Progress, stream_watermark_us

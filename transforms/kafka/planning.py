@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from models.kafka_client import KafkaDataLost, Topic, TopicState
 from transforms.batches import MIN_WATERMARK_US, ROW, event_time_us
 from transforms.decoding.files import Decoded
 from transforms.file_source import Range, ReadTask
-from transforms.kafka.client import KafkaDataLost, Topic, TopicState
 from transforms.kafka.messages import split_at
 from transforms.kafka.source import KafkaSource, TopicReader, keep_planned, lost
 from transforms.kafka.watermarks import Progress, stream_watermark_us

@@ -21,7 +21,7 @@ import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 
-from transforms.kafka.client import CALL_S, KafkaClient, KafkaUnavailable, Patience, ends
+from models.kafka_client import CALL_S, KafkaClient, KafkaUnavailable, Patience, ends
 from transforms.kafka.json_lines import json_objects
 
 ARROW_ROWS, ARROW_BYTES = 1000, 500_000  # of a message of format arrow at the most: brokers take 1 MB unless told otherwise

@@ -12,10 +12,10 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from models.kafka_client import KafkaClient, KafkaDataLost, Patience, Topic, TopicState, ends
 from transforms.batches import MIN_WATERMARK_US
 from transforms.decoding.files import DEFAULT_BATCH_ROWS, Decoded
 from transforms.file_source import Range, ReadTask
-from transforms.kafka.client import KafkaClient, KafkaDataLost, Patience, Topic, TopicState, ends
 from transforms.kafka.messages import MessageDecoder, Messages, gather, split_at
 from transforms.planning import CACHE_BYTES
 from transforms.schema import Schema, TimeSpec

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from models.kafka_client import KafkaClient
 from tests.kafka import Cluster
-from transforms.kafka.client import KafkaClient
 
 
 @pytest.fixture

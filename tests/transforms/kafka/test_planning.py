@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from models.kafka_client import KafkaClient, KafkaDataLost, KafkaUnavailable
 from tests.kafka import Cluster
 from transforms.batches import MIN_WATERMARK_US, SEQUENCE
 from transforms.kafka import source as source_module
-from transforms.kafka.client import KafkaClient, KafkaDataLost, KafkaUnavailable
 from transforms.kafka.planning import KafkaPlan, KafkaPlanner, KafkaPosition
 from transforms.kafka.source import KafkaSource
 from transforms.schema import Schema, TimeSpec

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
+from models.kafka_client import KafkaUnavailable
 from tests.kafka import Cluster
-from transforms.kafka.client import KafkaUnavailable
 from transforms.kafka.publishing import Output, Publisher
 
 
