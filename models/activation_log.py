@@ -300,7 +300,7 @@ class ActivationLog:
 
     def sealed_us(self, by: str) -> int:
         """Up to where a job has sealed the log; the beginning of time where it has not."""
-        seal = self._refreshed().seals.get(by)
+        seal = self._sequence.refreshed().seals.get(by)
         return seal.until_us if seal is not None else MIN_TIME_US
 
     def earliest_us(self) -> int:

@@ -18,12 +18,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from models.activation_log import ActivationLog, LogError
 from models.activations import Activation
 from models.gate.rules import Rules
+from models.kafka_client import KafkaClient, Topic
 from models.serving import shared_cache
 from pipelines.graph import BESIDE, EVALUATIONS, PREDICTIONS, Resolved
 from pipelines.judge import Judge, Question, rules_of
 from pipelines.resolve import JobError
 from transforms.batches import EVENT_TIME, TIME_TYPE
-from transforms.kafka.client import KafkaClient, Topic
 
 _CLOCKS_MS = 60_000  # clocks of brokers and of who writes the log may be so far apart
 _MESSAGES, _WAIT_S = 50_000, 0.05  # taken at a time

@@ -19,7 +19,7 @@ from models.activations import Activation
 from models.registry import Registry
 from tests.chaos.bad_models import line, save
 from tests.kafka import Cluster
-from tests.pipelines.continuous import Command, Tail, produce
+from tests.pipelines.continuous import Command, Tail
 from transforms.keys import places
 
 pytestmark = pytest.mark.timeout(300)
@@ -74,7 +74,7 @@ def test_rules_decide_in_a_continuous_job(kafka: Cluster, tmp_path: Path) -> Non
             row = {"id": sent, "time": time.time_ns() // 1000, "a": a, "b": b, "label": int(a + b > 0)}
             records.append(json.dumps(row).encode())
             sent += 1
-        produce(kafka.bootstrap, params["topic"], [records])
+        kafka.send(params["topic"], records)
 
     def stream_until(done: Callable[[], Any], timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
