@@ -57,7 +57,7 @@ bench: setup-dev engines
 	$(BIN)/python -m bench.continuous
 	$(BIN)/python -m bench.engines --rows 20000
 
-chaos: setup-dev
+chaos: setup-dev engines
 	$(BIN)/python -m bench.chaos
 
 clean:

@@ -30,8 +30,11 @@ def main(quick: bool) -> None:
     from pipelines.commands.common import hushed
 
     with hushed():
+        from runners.local_kafka import kafka_broker
         from tests.chaos.faults import run_faults
+        from tests.chaos.live_faults import run_live_faults
         from tests.chaos.table import run_table
+        from tests.kafka import Cluster
 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     folder = Path(tempfile.mkdtemp(prefix="midstream-chaos-"))
@@ -41,20 +44,23 @@ def main(quick: bool) -> None:
         for row in found.rows:
             table.add_row(row.kind, row.door, "refused" if row.refused else "SERVED", row.said[:_SAID_CHARACTERS])
         console.print(table)
-        faults = run_faults(folder / "faults", quick=quick)
+        faults = [*run_faults(folder / "faults", quick=quick)]
+        with kafka_broker() as broker:
+            faults += run_live_faults(folder / "live", Cluster(broker), quick=quick)
         table = Table("fault", "runner", "records", "lost", "doubled", "mislabelled", "what happened", title="Faults")
         for fault in faults:
-            counts = fault.counts
-            table.add_row(fault.name, fault.runner, *(f"{value:,}" for value in counts), fault.said[:_SAID_CHARACTERS])
+            counts = [f"{value:,}" for value in fault.counts] if fault.counts is not None else [""] * 4
+            table.add_row(fault.name, fault.runner, *counts, fault.said[:_SAID_CHARACTERS])
         console.print(table)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    everything = [found.counts, *(fault.counts for fault in faults)]
+    everything = [found.counts, *(fault.counts for fault in faults if fault.counts is not None)]
     summary = {
         "bad_versions": len(found.rows),
         "refused": sum(row.refused for row in found.rows),
         "predictions_changed": found.changed,
-        "faults": len(faults),
+        "faults": len(everything) - 1,
+        "left_out": sum(fault.counts is None for fault in faults),
         "records": sum(counts.records for counts in everything),
         "lost": sum(counts.lost for counts in everything),
         "doubled": sum(counts.doubled for counts in everything),
