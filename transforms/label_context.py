@@ -9,21 +9,42 @@ became known later.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from scipy.signal import lfilter
 
-from models.learners.experts.inputs import CONTEXT
+from models.learners.experts.inputs import CONTEXT, KnownLabels
+from models.learners.experts.online import Rows
 from transforms.batches import MAX_WATERMARK_US, SEQUENCE
 from transforms.grouping import Int64s, concat, require_columns
 from transforms.operators import State, Tables
 from transforms.windowing import times_of
 
 HALF_LIVES_LABELS = (4.0, 20.0)  # of the decayed rates, in labels
+ONLINE = "online_"  # prefix of the tables of the state that are the online experts' arrays
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+class _Known(NamedTuple):
+    """Labels in order of (known_us, sequence), with what their records were when they were to be predicted.
+
+    Attributes:
+        known_us, sequence: (labels,) int64.
+        value: (labels,) the class, or the number.
+        rows: (labels, width) float32, the record's columns, and its context without the experts' answers.
+    """
+
+    known_us: Int64s
+    sequence: Int64s
+    value: Doubles
+    rows: Floats
+
+    def take(self, places: slice | Int64s) -> _Known:
+        return _Known(*(column[places] for column in self))
 
 
 @dataclass(frozen=True)
@@ -31,10 +52,12 @@ class LabelContext:
     """Adds the column `known_labels` to input `records`; input `labels` as `own_labels` gives it.
 
     The records come in order (after `InOrder`) and are given at once. `known_labels` is float32 `[k]` a row: the last known
-    label (one-hot, or its value where `classes` is 0), its decayed mean by each half-life, and the features of the
-    record that it belongs to. Before the first label: zeros, and NaN for the features.
+    label (one-hot, or its value where `classes` is 0), its decayed mean by each half-life, what the online experts answer
+    (`models.learners.experts.online`), and the features of the record that the label belongs to. Before the first label: zeros,
+    and NaN for the features.
 
-    State: `labels` whose record has not come yet, `waiting`, the records whose label is not known yet, and `latest`.
+    State: `labels` whose record has not come yet, `waiting`, the records whose label is not known yet, `latest`, and the arrays
+    of the online experts.
 
     Attributes:
         label: the label column, in `labels`.
@@ -60,32 +83,78 @@ class LabelContext:
 
     def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
         records, labels = inputs.get("records"), self._labels(state, inputs)
-        waiting = [state["waiting"]] if "waiting" in state else []
-        if records is not None and records.num_rows and labels is not None:
-            labels, matched = self._match(records, labels)
-            waiting.append(matched)
-        new_state = {name: table for name, table in state.items() if name == "latest"}
-        if labels is not None:
-            # A record is given when its time is at the watermark: one that has not come by then was late or bad.
-            new_state["labels"] = labels.filter(pa.array(labels.column("known_us").to_numpy() - self.delay_us >= watermark_us))
-        known = concat(waiting).sort_by([("known_us", "ascending"), ("sequence", "ascending")]) if waiting else None
-        if known is not None:
-            new_state["waiting"] = known
-        if records is None:
-            return new_state, {}
+        new_state = {name: table for name, table in state.items() if name != "labels"}
+        if records is None or not records.num_rows:
+            if labels is not None:
+                new_state["labels"] = self._still_to_come(labels, watermark_us)
+            return new_state, {} if records is None else {"out": self._with_column(records, np.zeros((0, self._layout.width)))}
         require_columns("label context", self.features, records.schema)
-        counts = _known_before(records, known)
+        x = self._features(records)
+        known, places = self._waiting(state), np.zeros(0, np.int64)
+        before = len(known.value)
+        if labels is not None:
+            labels, matched, places = self._match(records, labels, x)
+            new_state["labels"] = self._still_to_come(labels, watermark_us)
+            known = _Known(*(np.concatenate(both) for both in zip(known, matched, strict=True)))
+        order = np.lexsort((known.sequence, known.known_us))
+        in_order = known.take(order)
+        counts = _known_before(records, in_order)
         used = int(counts.max(initial=0))
         latest = self._latest(state)
-        context = latest[None, :]
-        if known is not None and used:
-            context = np.concatenate([context, self._contexts(known.slice(0, used), latest)])
-            new_state["waiting"] = known.slice(used)
-            new_state["latest"] = pa.table({"values": pa.array(context[-1])})
+        contexts = np.concatenate([latest[None, :], self._contexts(in_order.take(slice(used)), latest)])
+        context = self._column(contexts)[counts]
+        if len(places):
+            known.rows[before:, len(self.features) :] = context[places]
+        in_order = known.take(order)
+        online, answers = self._layout.online.advance(
+            self._online(state), self._rows(in_order.rows[:used]), in_order.value[:used], self._rows(x, context), counts
+        )
+        new_state |= {ONLINE + name: pa.table({"values": values.ravel()}) for name, values in online.items()}
+        new_state["latest"] = pa.table({"values": contexts[-1]})
+        new_state["waiting"] = _to_table(in_order.take(slice(used, None)))
+        column = np.concatenate([context[:, : self._layout.labels], answers, context[:, self._layout.labels :]], axis=1)
+        return new_state, {"out": self._with_column(records, column)}
+
+    @property
+    def _layout(self) -> KnownLabels:
+        return KnownLabels.of(len(self.features), self.classes)
+
+    def _with_column(self, records: pa.Table, column: npt.NDArray[Any]) -> pa.Table:
         # The sums stay double in the state; the column is what the model takes.
-        column = self._column(context)[counts]
-        values = pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), column.shape[1])
-        return new_state, {"out": records.append_column(CONTEXT, values)}
+        values = pa.array(np.ascontiguousarray(column, np.float32).reshape(-1))
+        return records.append_column(CONTEXT, pa.FixedSizeListArray.from_arrays(values, self._layout.width))
+
+    def _features(self, records: pa.Table) -> Floats:
+        columns = [records.column(name).cast(pa.float32()).to_numpy() for name in self.features]
+        return np.stack(columns, axis=1) if columns else np.zeros((records.num_rows, 0), np.float32)
+
+    def _rows(self, x: Floats, context: Floats | None = None) -> Rows:
+        """Records for the online experts; x with the context behind it where that is not given."""
+        width = len(self.features)
+        if context is None:
+            x, context = x[:, :width], x[:, width:]
+        parts = (x, context[:, : self._layout.labels], context[:, self._layout.labels :])
+        return Rows(*(part.astype(np.float64) for part in parts))
+
+    def _online(self, state: State) -> dict[str, Doubles]:
+        begun = self._layout.online.begin()
+        if ONLINE + "seen" not in state:
+            return begun
+        kept = {name: state[ONLINE + name].column("values").to_numpy() for name in begun}
+        return {name: values.reshape(-1, *begun[name].shape[1:]) for name, values in kept.items()}
+
+    def _waiting(self, state: State) -> _Known:
+        width = 2 * len(self.features) + self._layout.labels
+        if "waiting" not in state:
+            none = np.zeros(0, np.int64)
+            return _Known(none, none, np.zeros(0), np.zeros((0, width), np.float32))
+        known_us, sequence, value, rows = (column.combine_chunks() for column in state["waiting"].columns)
+        return _Known(known_us.to_numpy(), sequence.to_numpy(), value.to_numpy(), rows.flatten().to_numpy().reshape(-1, width))
+
+    def _still_to_come(self, labels: pa.Table, watermark_us: int) -> pa.Table:
+        """Of the labels without a record those whose record may come: it is given when its time is at the watermark, and one
+        that has not come by then was late or bad."""
+        return labels.filter(pa.array(labels.column("known_us").to_numpy() - self.delay_us >= watermark_us))
 
     @property
     def _outputs(self) -> int:
@@ -104,29 +173,28 @@ class LabelContext:
             tables.append(pa.table(columns))
         return concat(tables) if tables else None
 
-    def _match(self, records: pa.Table, labels: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """The labels that go on waiting, and the others with their records' features."""
+    def _match(self, records: pa.Table, labels: pa.Table, x: Floats) -> tuple[pa.Table, _Known, Int64s]:
+        """The labels that go on waiting for their records; the others, as yet without context; and their records' places."""
         numbers = records.column(SEQUENCE).to_numpy()
         order = np.argsort(numbers, kind="stable")
         place = np.searchsorted(numbers, labels.column("sequence").to_numpy(), sorter=order)
         place = order[np.minimum(place, len(order) - 1)]
         found = numbers[place] == labels.column("sequence").to_numpy()
-        rows = records.take(pa.array(place[found]))
-        matched = labels.filter(pa.array(found))
-        for number, name in enumerate(self.features):
-            matched = matched.append_column(str(number), rows.column(name).cast(pa.float32()))
-        return labels.filter(pa.array(~found)), matched
+        rows = np.zeros((int(found.sum()), 2 * len(self.features) + self._layout.labels), np.float32)
+        rows[:, : len(self.features)] = x[place[found]]
+        known_us, sequence, value = (labels.column(name).to_numpy()[found] for name in ("known_us", "sequence", "value"))
+        return labels.filter(pa.array(~found)), _Known(known_us, sequence, value, rows), place[found]
 
-    def _latest(self, state: State) -> npt.NDArray[np.float64]:
+    def _latest(self, state: State) -> Doubles:
         """The context before the first new label: label, sums and weights of each half-life, features."""
         if "latest" in state:
             return state["latest"].column("values").to_numpy()
         zeros = np.zeros(self._outputs + len(HALF_LIVES_LABELS) * (self._outputs + 1))
         return np.concatenate([zeros, np.full(len(self.features), np.nan)])
 
-    def _contexts(self, known: pa.Table, latest: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def _contexts(self, known: _Known, latest: Doubles) -> Doubles:
         """The context after each of these labels."""
-        values = known.column("value").to_numpy()
+        values = known.value
         labels = values[:, None] if not self.classes else (values[:, None] == np.arange(self.classes)).astype(np.float64)
         parts, at = [labels], self._outputs
         for half_life in HALF_LIVES_LABELS:
@@ -135,10 +203,9 @@ class LabelContext:
                 # One after the other, with the same rounding however the stream is cut.
                 parts.append(lfilter([1.0], [1.0, -kept], column, zi=[kept * latest[at]])[0][:, None])
                 at += 1
-        features = [known.column(str(number)).to_numpy()[:, None] for number in range(len(self.features))]
-        return np.concatenate([*parts, *features], axis=1)
+        return np.concatenate([*parts, known.rows[:, : len(self.features)]], axis=1)
 
-    def _column(self, context: npt.NDArray[np.float64]) -> Floats:
+    def _column(self, context: Doubles) -> Floats:
         """The column's values, from contexts with sums and weights."""
         parts, at = [context[:, : self._outputs]], self._outputs
         for _ in HALF_LIVES_LABELS:
@@ -148,13 +215,16 @@ class LabelContext:
         return np.concatenate([*parts, context[:, at:]], axis=1).astype(np.float32)
 
 
-def _known_before(records: pa.Table, known: pa.Table | None) -> Int64s:
+def _to_table(known: _Known) -> pa.Table:
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(known.rows).reshape(-1)), known.rows.shape[1])
+    return pa.table({"known_us": known.known_us, "sequence": known.sequence, "value": known.value, "rows": rows})
+
+
+def _known_before(records: pa.Table, known: _Known) -> Int64s:
     """For each record how many of the labels, in order of (known_us, sequence), were known before it."""
-    if known is None or not records.num_rows:
-        return np.zeros(records.num_rows, np.int64)
-    labels = known.num_rows
-    times = np.concatenate([known.column("known_us").to_numpy(), times_of(records)])
-    numbers = np.concatenate([known.column("sequence").to_numpy(), records.column(SEQUENCE).to_numpy()])
+    labels = len(known.value)
+    times = np.concatenate([known.known_us, times_of(records)])
+    numbers = np.concatenate([known.sequence, records.column(SEQUENCE).to_numpy()])
     is_label = np.arange(len(times)) < labels
     # A record with the same time and sequence goes before the label: it is its own.
     order = np.lexsort((is_label, numbers, times))

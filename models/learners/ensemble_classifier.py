@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from models.learners.experts.inputs import Encoded, Inputs
-from models.learners.experts.kernel import EXPERTS as KERNELS
-from models.learners.experts.kernel import kernel_means
+from models.learners.experts.inputs import Encoded, Inputs, KnownLabels
+from models.learners.experts.kernel import WIDTHS, kernel_means
 from models.learners.experts.logistic import LogisticExperts
 from models.learners.experts.memory import Memory
 from models.learners.experts.perceptron import Perceptron
@@ -27,9 +26,8 @@ from models.learners.experts.standardiser import Standardiser
 from models.learners.experts.trees import BoostedTrees
 from models.learners.signatures import named_signatures
 
-HALF_LIVES_ROWS = (300.0, 1000.0, 4000.0)  # of the logistic regressions on the columns alone
-CONTEXT_HALF_LIVES_ROWS = (500.0, 2000.0)  # of those that see the last known label, too
-LABEL_RATES = 2  # how many decayed rates of the labels the context has
+YOUNG_TREES, YOUNG_DEPTH, YOUNG_GROWN, YOUNG_ROWS, YOUNG_HALF_LIFE_ROWS = 8, 4, 2, 512, 100.0
+HALF_LIVES_ROWS = (300.0, 1000.0, 4000.0)  # of logistic regressions, where records do not bring what such experts say
 
 
 @dataclass(frozen=True)
@@ -85,21 +83,21 @@ class EnsembleClassifier(tf.Module):
     def __init__(self, config: EnsembleClassifierConfig) -> None:
         super().__init__(name="ensemble_classifier")
         self._config = config
-        known = config.classes * (1 + LABEL_RATES) if config.context else 0
+        known = KnownLabels.of(len(config.features), config.classes) if config.context else None
         label_type = tf.string if config.vocabulary and isinstance(config.vocabulary[0], str) else tf.int64
         self._inputs = inputs = Inputs(config.features, config.text_features, config.label, label_type, known)
         classes, wide = config.classes, inputs.width + inputs.context_width
         self.standardiser = Standardiser(inputs.width, config.half_life_rows)
         # Of the rows: the columns without gaps, and their context as it was encoded then.
         self.memory = Memory(config.memory_rows, wide, classes)
-        self.plain = LogisticExperts(inputs.width, classes, HALF_LIVES_ROWS, "plain")
-        half_lives = CONTEXT_HALF_LIVES_ROWS if config.context else ()
-        self.contextual = LogisticExperts(wide, classes, half_lives, "contextual") if config.context else None
+        self.logistic = None if config.context else LogisticExperts(inputs.width, classes, HALF_LIVES_ROWS, "logistic")
         self.trees = BoostedTrees(wide, classes - 1, trees=config.trees, depth=config.depth, grown=config.grown, logistic=True)
         self.perceptron = Perceptron(
             wide + self.standardiser.bin_columns, config.hidden, classes, learning_rate=config.learning_rate, seed=config.seed
         )
-        self.stacking = Stacking(len(HALF_LIVES_ROWS) + len(half_lives) + KERNELS + 2)
+        self.young = BoostedTrees(inputs.width, classes - 1, trees=YOUNG_TREES, depth=YOUNG_DEPTH, grown=YOUNG_GROWN, logistic=True)
+        linear = len(HALF_LIVES_ROWS) if known is None else known.online.experts
+        self.stacking = Stacking(linear + 2 * WIDTHS + 3)
 
     def signatures(self) -> dict[str, object]:
         """`serving_default` predicts, `learn` learns; both take the columns by name, each of shape (rows,)."""
@@ -134,11 +132,16 @@ class EnsembleClassifier(tf.Module):
             self.standardiser.observe(x)
             rows = self._inputs.encoded(given, x, self.standardiser)
             self.memory.remember(tf.concat([rows.filled, rows.context], axis=1), targets)
-            self.plain.learn(rows.plain, targets)
-            if self.contextual is not None:
-                self.contextual.learn(rows.with_context, targets)
+            if self.logistic is not None:
+                self.logistic.learn(rows.plain, targets)
             remembered = self._remembered(self.memory.rows)
-            self.trees.learn(self.memory, _for_trees(remembered), self.memory.targets[:, 1:])
+            filled = self.memory.filled()
+            none = tf.zeros((), tf.int64)
+            self.trees.learn(_for_trees(remembered), self.memory.targets[:, 1:], self._weights()[0], none, filled)
+            latest, targets_, there = self.memory.latest(YOUNG_ROWS)
+            count = tf.minimum(filled, YOUNG_ROWS)
+            weight_ = there * 0.5 ** (tf.range(YOUNG_ROWS - 1, -1, -1, dtype=tf.float32) / YOUNG_HALF_LIFE_ROWS)
+            self.young.learn(self._remembered(latest).filled, targets_[:, 1:], weight_, YOUNG_ROWS - count, count)
             self.perceptron.learn(
                 self.memory,
                 lambda drawn: self._for_perceptron(self._remembered(drawn)),
@@ -150,20 +153,28 @@ class EnsembleClassifier(tf.Module):
 
     def _experts(self, rows: Encoded) -> tf.Tensor:
         """(experts, rows, classes): the probabilities that each of them gives."""
-        logits = [self.plain.log_odds(rows.plain)]
-        if self.contextual is not None:
-            logits.append(self.contextual.log_odds(rows.with_context))
+        if self.logistic is not None:
+            logits = [self.logistic.log_odds(rows.plain)]
+        else:
+            answers = tf.transpose(rows.answers, (1, 0, 2))
+            logits = [answers if self._config.classes > 2 else tf.pad(answers, [[0, 0], [0, 0], [1, 0]])]
         logits.append(tf.pad(self.trees.scores(_for_trees(rows)), [[0, 0], [1, 0]])[None])
+        logits.append(tf.pad(self.young.scores(rows.filled), [[0, 0], [1, 0]])[None])
         logits.append(self.perceptron.outputs(self._for_perceptron(rows))[None])
         remembered = self._remembered(self.memory.rows).plain
-        near = kernel_means(rows.plain, remembered, self.memory.targets, self.memory.in_use())
+        near = kernel_means(rows.plain, remembered, self.memory.targets, self._weights())
         return tf.concat([tf.nn.softmax(tf.concat(logits, axis=0)), near], axis=0)
+
+    def _weights(self) -> list[tf.Tensor]:
+        """How much each row of the memory counts: all alike, and the newer the more."""
+        in_use = self.memory.in_use()
+        return [in_use, in_use * 0.5 ** (self.memory.ages() / YOUNG_HALF_LIFE_ROWS)]
 
     def _remembered(self, kept: tf.Tensor) -> Encoded:
         """Rows of the memory, standardised by today's statistics."""
         width = self._inputs.width
         x = kept[:, :width]
-        return Encoded(self.standardiser.standardised(x), kept[:, width:], self.standardiser.filled(x))
+        return Encoded(self.standardiser.standardised(x), kept[:, width:], self.standardiser.filled(x), kept[:, :0, None])
 
     def _for_perceptron(self, rows: Encoded) -> tf.Tensor:
         return tf.concat([rows.with_context, self.standardiser.binned(rows.z)], axis=1)

@@ -1,8 +1,8 @@
 """The columns of a learner as its signatures take them, and as its experts want them.
 
-Beside its own columns a record may bring what was known when it happened: the last label that had become known and the record
-that it belongs to (`transforms.label_context`). So a version that is learnt every few hundred records knows the labels up to
-the record, as one that is learnt at every record would.
+Beside its own columns a record may bring what was known when it happened (`transforms.label_context`): the last label that had
+become known, the record that it belongs to, and what linear experts say that learnt all labels up to then. So a version that is
+learnt every thousand records knows the labels up to the record, as one that is learnt at every record would.
 """
 
 from __future__ import annotations
@@ -12,11 +12,41 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from models.learners.experts.online import OnlineExperts
 from models.learners.experts.standardiser import Standardiser, clipped
 from models.naming import input_names
 
 CONTEXT = "known_labels"  # the column that `transforms.label_context` adds
 HASH_BUCKETS = 16  # columns that a text column becomes
+LABEL_RATES = 2  # decayed rates of the labels, or means, beside the last label itself
+
+
+class KnownLabels(NamedTuple):
+    """What the context of a record holds, in this order: `labels`, the answers of `online`, and the last known record's columns.
+
+    Attributes:
+        labels: columns of the last label and its rates.
+        online: the experts; every answer of theirs is a column.
+    """
+
+    labels: int
+    online: OnlineExperts
+
+    @classmethod
+    def of(cls, features: int, classes: int) -> KnownLabels:
+        """The context of records with so many numeric columns; 0 classes where the label is a number."""
+        labels = (classes or 1) * (1 + LABEL_RATES)
+        return cls(labels, OnlineExperts(features, labels, classes))
+
+    @property
+    def answers(self) -> int:
+        """Columns that the experts' answers are."""
+        return self.online.experts * self.online.outputs
+
+    @property
+    def width(self) -> int:
+        """All columns together."""
+        return self.labels + self.answers + self.online.width
 
 
 class Encoded(NamedTuple):
@@ -26,11 +56,13 @@ class Encoded(NamedTuple):
         z: (rows, width) in standard deviations; numeric columns, then the buckets of text columns.
         context: (rows, k) what is known of labels; k is 0 without.
         filled: (rows, width) the columns as they came, none missing: thresholds in them stay while statistics move.
+        answers: (rows, experts, outputs) of `models.learners.experts.online`, no experts without context.
     """
 
     z: tf.Tensor
     context: tf.Tensor
     filled: tf.Tensor
+    answers: tf.Tensor
 
     @property
     def plain(self) -> tf.Tensor:
@@ -47,7 +79,12 @@ class Inputs:
     """Names, types and encoding of a learner's inputs."""
 
     def __init__(
-        self, features: tuple[str, ...], text_features: tuple[str, ...], label: str, label_type: tf.DType, label_columns: int
+        self,
+        features: tuple[str, ...],
+        text_features: tuple[str, ...],
+        label: str,
+        label_type: tf.DType,
+        known: KnownLabels | None,
     ) -> None:
         """Describes the inputs.
 
@@ -56,22 +93,20 @@ class Inputs:
             text_features: columns of text; their values are hashed.
             label: the label column.
             label_type: its type.
-            label_columns: what a record brings of labels that were known (`context_width` without the last record's columns);
-                0 for records that bring nothing.
+            known: what a record brings of labels that were known; None for records that bring nothing.
         """
         names = input_names((*features, *text_features, label))
         self.numeric, self.text, self.label = names[: len(features)], names[len(features) : -1], names[-1]
-        self.label_type, self._label_columns = label_type, label_columns
+        self.label_type, self._known = label_type, known
         self.width = len(self.numeric) + HASH_BUCKETS * len(self.text)
-        self.context_width = label_columns + self.width if label_columns else 0
+        self.context_width = known.labels + self.width if known is not None else 0
 
     def specs(self) -> dict[str, tf.TensorSpec]:
         """Of the columns to predict from."""
         specs = {name: tf.TensorSpec([None], tf.float32, name=name) for name in self.numeric}
         specs |= {name: tf.TensorSpec([None], tf.string, name=name) for name in self.text}
-        if self._label_columns:
-            given = self._label_columns + len(self.numeric)
-            specs[CONTEXT] = tf.TensorSpec([None, given], tf.float32, name=CONTEXT)
+        if self._known is not None:
+            specs[CONTEXT] = tf.TensorSpec([None, self._known.width], tf.float32, name=CONTEXT)
         return specs
 
     def label_spec(self) -> dict[str, tf.TensorSpec]:
@@ -100,13 +135,16 @@ class Inputs:
             of_label: of the label, where it is a number to be estimated.
         """
         z = standardiser.standardised(x)
-        if not self._label_columns:
-            return Encoded(z, tf.zeros_like(z[:, :0]), standardiser.filled(x))
-        known = given[CONTEXT]
+        if self._known is None:
+            return Encoded(z, tf.zeros_like(z[:, :0]), standardiser.filled(x), tf.zeros_like(z[:, :0, None]))
+        labels, answers, then = tf.split(given[CONTEXT], [self._known.labels, self._known.answers, len(self.numeric)], axis=1)
         # How far the record is from the last one whose label is known; as if it were that one where there is none.
-        then = tf.concat([known[:, self._label_columns :], x[:, len(self.numeric) :]], axis=1)
+        then = tf.concat([then, x[:, len(self.numeric) :]], axis=1)
         step = tf.where(tf.math.is_finite(then), z - standardiser.standardised(then), tf.zeros_like(z))
-        labels = known[:, : self._label_columns]
+        answers = tf.reshape(answers, (-1, self._known.online.experts, self._known.online.outputs))
         if of_label is not None:
-            labels = tf.reshape(clipped(of_label.standardised(tf.reshape(labels, (-1, 1)))), tf.shape(labels))
-        return Encoded(z, tf.concat([labels, clipped(step)], axis=1), standardiser.filled(x))
+            labels, answers = (
+                tf.reshape(clipped(of_label.standardised(tf.reshape(part, (-1, 1)))), tf.shape(part))
+                for part in (labels, answers)
+            )
+        return Encoded(z, tf.concat([labels, clipped(step)], axis=1), standardiser.filled(x), answers)

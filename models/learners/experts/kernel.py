@@ -10,31 +10,34 @@ import tensorflow as tf
 
 # Squared widths of the Gaussians, in squared standard deviations a column: wide, and then each a quarter of it.
 WIDEST = 0.04
-EXPERTS = 2
+WIDTHS = 2
 PRIOR_WEIGHT = 1e-4  # of the mean target, where no row is near
 
 
-def kernel_means(z: tf.Tensor, remembered: tf.Tensor, targets: tf.Tensor, in_use: tf.Tensor) -> tf.Tensor:
+def kernel_means(z: tf.Tensor, remembered: tf.Tensor, targets: tf.Tensor, weights: list[tf.Tensor]) -> tf.Tensor:
     """The kernel-weighted means of the targets.
 
     Args:
         z: (rows, width) float32, standardised.
         remembered: (size, width), the memory's rows, standardised alike.
         targets: (size, k).
-        in_use: (size,) 1 for a row of the memory that is one, else 0.
+        weights: how much each row of the memory counts, (size,) each, 0 for one that is none: an answer for each.
 
     Returns:
-        (`EXPERTS`, rows, k).
+        (`WIDTHS` * weights, rows, k).
     """
     squares = tf.reduce_sum(z * z, axis=1)[:, None] + tf.reduce_sum(remembered * remembered, axis=1)
     distance = tf.maximum(squares - 2.0 * tf.matmul(z, remembered, transpose_b=True), 0.0)
     near = tf.exp(distance * (-0.5 / (WIDEST * int(z.shape[1]))))
-    # The weights of the targets, and in a last column of their own the sum of the weights.
-    columns = tf.concat([targets * in_use[:, None], in_use[:, None]], axis=1)
-    mean = tf.math.divide_no_nan(tf.reduce_sum(columns[:, :-1], axis=0), tf.reduce_sum(in_use))
+    # By weighting: the weights of the targets, and in a last column of their own the sum of the weights.
+    columns = tf.concat([part for weight in weights for part in (targets * weight[:, None], weight[:, None])], axis=1)
+    each = int(targets.shape[1]) + 1
     means = []
-    for _ in range(EXPERTS):
+    for _ in range(WIDTHS):
         sums = tf.matmul(near, columns)
-        means.append((sums[:, :-1] + PRIOR_WEIGHT * mean) / (sums[:, -1:] + PRIOR_WEIGHT))
+        for place, weight in enumerate(weights):
+            own = sums[:, place * each : (place + 1) * each]
+            mean = tf.math.divide_no_nan(tf.reduce_sum(targets * weight[:, None], axis=0), tf.reduce_sum(weight))
+            means.append((own[:, :-1] + PRIOR_WEIGHT * mean) / (own[:, -1:] + PRIOR_WEIGHT))
         near = tf.square(tf.square(near))  # a Gaussian of half the width, cheaper than another exponential
     return tf.stack(means)

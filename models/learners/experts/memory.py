@@ -36,6 +36,17 @@ class Memory(tf.Module):
         """(size,) float32: 1 for a slot that holds a row, else 0."""
         return tf.cast(tf.range(self.size, dtype=tf.int64) < self.filled(), tf.float32)
 
+    def ages(self) -> tf.Tensor:
+        """(size,) float32: how many rows came after the one in each slot."""
+        newest = tf.math.floormod(self.rows_seen - 1, self.size)
+        return tf.cast(tf.math.floormod(newest - tf.range(self.size, dtype=tf.int64), self.size), tf.float32)
+
+    def latest(self, count: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The last `count` rows, oldest first, their targets, and 1 for each that is one, else 0."""
+        places = tf.range(-count, 0, dtype=tf.int64) + self.rows_seen
+        slots = tf.math.floormod(places, self.size)
+        return tf.gather(self.rows, slots), tf.gather(self.targets, slots), tf.cast(places >= 0, tf.float32)
+
     def drawn(self, shape: tuple[int, ...], seed: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Rows and targets drawn with replacement; the draw follows from the seed and from how many rows were seen."""
         stream = tf.stack([tf.constant(seed, tf.int64), self.rows_seen])

@@ -14,9 +14,9 @@ from __future__ import annotations
 import tensorflow as tf
 
 BLIND = 0.1  # share of every probability that is spread evenly: nobody is so sure that he cannot be outvoted
-HALF_LIFE_ROWS = 2000.0  # of the weights
-RIGHT_HALF_LIFE_ROWS = 4000.0  # of the counts of who was right
-MARGIN_ROWS = 20.0  # that an expert must have been right more often than the weighted sum
+HALF_LIVES_ROWS = (300.0, 2000.0)  # of the weights of each sum
+RIGHT_HALF_LIFE_ROWS = 2000.0  # of the counts of who was right
+MARGIN_ROWS = 15.0  # that an expert must have been right more often than the better of the weighted sums
 PRIOR_ROWS = 20.0  # pull of the equal weights
 NEWTON_STEPS = 2
 
@@ -33,25 +33,33 @@ class Stacking(tf.Module):
 
     def __init__(self, experts: int) -> None:
         super().__init__(name="stacking")
-        self._experts = experts
-        self.weights = tf.Variable(tf.fill([experts], 1.0 / experts), name="weights")
-        self.curvature = tf.Variable(tf.zeros((experts, experts)), name="curvature")
-        self.right = tf.Variable(tf.zeros(experts + 1), name="right")  # decayed counts; the last is the weighted sum's
+        self._experts, self._sums = experts, len(HALF_LIVES_ROWS)
+        self.weights = tf.Variable(tf.fill([self._sums, experts], 1.0 / experts), name="weights")
+        self.curvature = tf.Variable(tf.zeros((self._sums, experts, experts)), name="curvature")
+        self.right = tf.Variable(tf.zeros(experts + self._sums), name="right")  # decayed counts; the last ones are the sums'
 
     def probabilities(self, odds: tf.Tensor) -> tf.Tensor:
-        """(rows, classes) of the weighted sum or of the expert that was right more often, for (experts, rows, classes)."""
-        best = tf.argmax(self.right[:-1])
-        alone = tf.reduce_max(self.right[:-1]) > self.right[-1] + MARGIN_ROWS
-        weights = tf.where(alone, tf.one_hot(best, self._experts), self.weights)
+        """(rows, classes) of the sum or of the expert that was right most often, for (experts, rows, classes)."""
+        ahead = self.right + tf.constant([0.0] * self._experts + [MARGIN_ROWS] * self._sums)
+        best = tf.argmax(ahead)
+        weights = tf.gather(tf.concat([tf.eye(self._experts), self.weights], axis=0), best)
         return tf.nn.softmax(_weighted(weights, odds))
 
     def learn(self, odds: tf.Tensor, targets: tf.Tensor) -> None:
         """Learns from what the experts said of (rows, classes) labels before they knew them."""
         rows = tf.cast(tf.shape(targets)[0], tf.float32)
-        kept = 0.5 ** (1.0 / HALF_LIFE_ROWS)
         self._count(odds, targets, 0.5 ** (rows / RIGHT_HALF_LIFE_ROWS))
+        learnt = [self._learnt(place, half_life, odds, targets, rows) for place, half_life in enumerate(HALF_LIVES_ROWS)]
+        weights, curvatures = zip(*learnt, strict=True)
+        self.weights.assign(tf.stack(weights))
+        self.curvature.assign(tf.stack(curvatures))
+
+    def _learnt(
+        self, place: int, half_life_rows: float, odds: tf.Tensor, targets: tf.Tensor, rows: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        kept = 0.5 ** (1.0 / half_life_rows)
         weight = kept ** tf.range(rows - 1.0, -1.0, -1.0)
-        before, start, equal = self.curvature * kept**rows, tf.identity(self.weights), 1.0 / self._experts
+        before, start, equal = self.curvature[place] * kept**rows, self.weights[place], 1.0 / self._experts
         now, curvature = start, before
         ridge = PRIOR_ROWS * tf.eye(self._experts)
         for _ in range(NEWTON_STEPS):
@@ -62,11 +70,11 @@ class Stacking(tf.Module):
             curvature = before + tf.matmul(spread, spread, transpose_b=True) - tf.matmul(mean, mean, transpose_b=True)
             uphill = slope + tf.linalg.matvec(before, now - start) + PRIOR_ROWS * (now - equal)
             now = now - tf.linalg.cholesky_solve(tf.linalg.cholesky(curvature + ridge), uphill[:, None])[:, 0]
-        self.curvature.assign(curvature)
-        self.weights.assign(now)
+        return now, curvature
 
     def _count(self, odds: tf.Tensor, targets: tf.Tensor, kept: tf.Tensor) -> None:
-        said = tf.concat([odds, _weighted(self.weights, odds)[None]], axis=0)
+        sums = [_weighted(self.weights[place], odds)[None] for place in range(self._sums)]
+        said = tf.concat([odds, *sums], axis=0)
         labels = tf.argmax(targets, axis=1)
         right = tf.reduce_sum(tf.cast(tf.argmax(said, axis=2) == labels, tf.float32), axis=1)
         self.right.assign(kept * self.right + right)

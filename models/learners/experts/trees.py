@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from models.learners.experts.memory import Memory
-
 L2 = 1.0  # on leaf values
 SHRINKAGE = 0.5
 LARGEST_LEAF = 2.0  # in log-odds or standard deviations
@@ -43,17 +41,19 @@ class BoostedTrees(tf.Module):
         """(rows, outputs) for (rows, width)."""
         return tf.reduce_sum(self._each(x), axis=1)
 
-    def learn(self, memory: Memory, x: tf.Tensor, targets: tf.Tensor) -> None:
+    def learn(self, x: tf.Tensor, targets: tf.Tensor, weight: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> None:
         """Grows the oldest trees anew.
 
         Args:
-            memory: says which of its rows are in use.
-            x: (size, width), the memory's rows as `scores` will be given rows.
+            x: (size, width) rows as `scores` will be given rows.
             targets: (size, outputs).
+            weight: (size,) how much each row counts; 0 for one that is none.
+            first: () int64, the place of the first row that is one.
+            count: () int64, how many of them are rows, one behind the other.
         """
-        weight = memory.in_use()[:, None]
+        weight = weight[:, None]
         width = int(x.shape[1])
-        thresholds = self._quantiles(x, memory)
+        thresholds = self._quantiles(x, first, count)
         some = x[::STRIDE]
         answers = tf.cast(some[:, None, :] > thresholds, tf.float32)
         answers = tf.reshape(answers, (some.shape[0], self._thresholds * width))
@@ -76,10 +76,9 @@ class BoostedTrees(tf.Module):
             total = rest + tf.gather(values, leaf)
             self.oldest.assign(tf.math.floormod(self.oldest + 1, self._trees))
 
-    def _quantiles(self, x: tf.Tensor, memory: Memory) -> tf.Tensor:
+    def _quantiles(self, x: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         """(thresholds, width): where the questions of each column are."""
-        filled = memory.filled()
-        sample = tf.cast(tf.linspace(0.0, 1.0, SORTED_ROWS) * tf.cast(filled - 1, tf.float32), tf.int64)
+        sample = first + tf.cast(tf.linspace(0.0, 1.0, SORTED_ROWS) * tf.cast(count - 1, tf.float32), tf.int64)
         in_order = tf.sort(tf.gather(x, sample), axis=0)
         places = tf.linspace(0.0, 1.0, self._thresholds + 2)[1:-1] * (SORTED_ROWS - 1.0)
         return tf.gather(in_order, tf.cast(places, tf.int32))
