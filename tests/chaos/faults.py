@@ -147,7 +147,7 @@ def disk_full(scene: Scene, _: float) -> str:
 
 def clock_jumps(scene: Scene, _: float) -> str:
     """The wall clock goes back a day, then forward two; an activation comes in between."""
-    real_now, offset = activation_log._now, [0.0]
+    real_now, offset = activation_log.now_text, [0.0]
 
     def now() -> str:
         shifted = datetime.datetime.fromisoformat(real_now()) + datetime.timedelta(seconds=offset[0])
@@ -156,7 +156,7 @@ def clock_jumps(scene: Scene, _: float) -> str:
     def jump(seconds: float) -> Callable[[], None]:
         return lambda: offset.__setitem__(0, seconds)
 
-    with mock.patch.object(activation_log, "_now", now):
+    with mock.patch.object(activation_log, "now_text", now):
         scene.serve([jump(-86_400.0), scene.activate, jump(172_800.0), lambda: scene.activate(1, by="somebody")])
     return "a day back, two forward: versions go by event time and by the log's order"
 
