@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from models.learners.experts.inputs import Encoded, Inputs
-from models.learners.experts.kernel import EXPERTS as KERNELS
-from models.learners.experts.kernel import kernel_means
+from models.learners.experts.inputs import Encoded, Inputs, KnownLabels
+from models.learners.experts.kernel import WIDTHS, kernel_means
 from models.learners.experts.linear import LinearExperts
 from models.learners.experts.memory import Memory
 from models.learners.experts.perceptron import Perceptron
@@ -19,8 +18,7 @@ from models.learners.experts.standardiser import LARGEST_VALUE, Standardiser
 from models.learners.experts.trees import BoostedTrees
 from models.learners.signatures import named_signatures
 
-HALF_LIVES_ROWS = (300.0, 1000.0, 4000.0)
-LABEL_RATES = 2  # how many decayed means of the labels the context has
+HALF_LIVES_ROWS = (300.0, 1000.0, 4000.0)  # of linear experts, where records do not bring what such experts say
 WEIGHTS_HALF_LIFE_ROWS = 2000.0
 PRIOR_ROWS = 20.0  # pull of the equal weights
 
@@ -63,18 +61,18 @@ class EnsembleRegressor(tf.Module):
     def __init__(self, config: EnsembleRegressorConfig) -> None:
         super().__init__(name="ensemble_regressor")
         self._config = config
-        known = 1 + LABEL_RATES if config.context else 0
+        known = KnownLabels.of(len(config.features), 0) if config.context else None
         self._inputs = inputs = Inputs(config.features, config.text_features, config.label, tf.float32, known)
         wide = inputs.width + inputs.context_width
         self.standardiser = Standardiser(inputs.width, config.half_life_rows)
         self.of_label = Standardiser(1, config.half_life_rows, max_bins=1)
         self.memory = Memory(config.memory_rows, wide, 1)
-        self.linear = LinearExperts(wide, HALF_LIVES_ROWS, "linear")
+        self.linear = None if config.context else LinearExperts(inputs.width, HALF_LIVES_ROWS, "linear")
         self.trees = BoostedTrees(wide, 1, trees=config.trees, depth=config.depth, grown=config.grown, logistic=False)
         self.perceptron = Perceptron(
             wide + self.standardiser.bin_columns, config.hidden, 1, learning_rate=config.learning_rate, seed=config.seed
         )
-        experts = len(HALF_LIVES_ROWS) + KERNELS + 2
+        experts = (len(HALF_LIVES_ROWS) if known is None else known.online.experts) + WIDTHS + 2
         self.weights = tf.Variable(tf.fill([experts], 1.0 / experts), name="weights")
         self.moments = tf.Variable(tf.zeros((experts, experts)), name="moments")  # of the experts, decayed
         self.products = tf.Variable(tf.zeros(experts), name="products")  # of the experts with the target, decayed
@@ -110,9 +108,12 @@ class EnsembleRegressor(tf.Module):
             self.standardiser.observe(x)
             rows = self._inputs.encoded(given, x, self.standardiser, self.of_label)
             self.memory.remember(tf.concat([rows.filled, rows.context], axis=1), label[:, None])
-            self.linear.learn(rows.with_context, target)
+            if self.linear is not None:
+                self.linear.learn(rows.plain, target)
             remembered = self._remembered(self.memory.rows)
-            self.trees.learn(self.memory, _for_trees(remembered), self._standardised(self.memory.targets))
+            targets = self._standardised(self.memory.targets)
+            none = tf.zeros((), tf.int64)
+            self.trees.learn(_for_trees(remembered), targets, self.memory.in_use(), none, self.memory.filled())
             self.perceptron.learn(
                 self.memory,
                 lambda drawn: self._for_perceptron(self._remembered(drawn)),
@@ -140,9 +141,10 @@ class EnsembleRegressor(tf.Module):
         """(experts, rows): the estimates, in standard deviations of the label."""
         remembered = self._remembered(self.memory.rows).plain
         targets = self._standardised(self.memory.targets)
-        near = kernel_means(rows.plain, remembered, targets, self.memory.in_use())[:, :, 0]
+        near = kernel_means(rows.plain, remembered, targets, [self.memory.in_use()])[:, :, 0]
+        linear = self.linear.estimates(rows.plain) if self.linear is not None else tf.transpose(rows.answers[:, :, 0])
         others = [self.trees.scores(_for_trees(rows)), self.perceptron.outputs(self._for_perceptron(rows))]
-        return tf.concat([self.linear.estimates(rows.with_context), *[tf.transpose(o) for o in others], near], axis=0)
+        return tf.concat([linear, *[tf.transpose(o) for o in others], near], axis=0)
 
     def _label_scale(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and standard deviation of the labels."""
@@ -157,7 +159,7 @@ class EnsembleRegressor(tf.Module):
         """Rows of the memory, standardised by today's statistics."""
         width = self._inputs.width
         x = kept[:, :width]
-        return Encoded(self.standardiser.standardised(x), kept[:, width:], self.standardiser.filled(x))
+        return Encoded(self.standardiser.standardised(x), kept[:, width:], self.standardiser.filled(x), kept[:, :0, None])
 
     def _for_perceptron(self, rows: Encoded) -> tf.Tensor:
         return tf.concat([rows.with_context, self.standardiser.binned(rows.z)], axis=1)
