@@ -44,7 +44,15 @@ class _Known(NamedTuple):
     rows: Floats
 
     def take(self, places: slice | Int64s) -> _Known:
-        return _Known(*(column[places] for column in self))
+        return _Known(self.known_us[places], self.sequence[places], self.value[places], self.rows[places])
+
+    def and_then(self, others: _Known) -> _Known:
+        return _Known(
+            np.concatenate([self.known_us, others.known_us]),
+            np.concatenate([self.sequence, others.sequence]),
+            np.concatenate([self.value, others.value]),
+            np.concatenate([self.rows, others.rows]),
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class LabelContext:
         if labels is not None:
             labels, matched, places = self._match(records, labels, x)
             new_state["labels"] = self._still_to_come(labels, watermark_us)
-            known = _Known(*(np.concatenate(both) for both in zip(known, matched, strict=True)))
+            known = known.and_then(matched)
         order = np.lexsort((known.sequence, known.known_us))
         in_order = known.take(order)
         counts = _known_before(records, in_order)

@@ -95,7 +95,8 @@ class EnsembleClassifier(tf.Module):
         self.perceptron = Perceptron(
             wide + self.standardiser.bin_columns, config.hidden, classes, learning_rate=config.learning_rate, seed=config.seed
         )
-        self.young = BoostedTrees(inputs.width, classes - 1, trees=YOUNG_TREES, depth=YOUNG_DEPTH, grown=YOUNG_GROWN, logistic=True)
+        young = {"trees": YOUNG_TREES, "depth": YOUNG_DEPTH, "grown": YOUNG_GROWN}
+        self.young = BoostedTrees(inputs.width, classes - 1, **young, logistic=True)
         linear = len(HALF_LIVES_ROWS) if known is None else known.online.experts
         self.stacking = Stacking(linear + 2 * WIDTHS + 3)
 
@@ -138,10 +139,10 @@ class EnsembleClassifier(tf.Module):
             filled = self.memory.filled()
             none = tf.zeros((), tf.int64)
             self.trees.learn(_for_trees(remembered), self.memory.targets[:, 1:], self._weights()[0], none, filled)
-            latest, targets_, there = self.memory.latest(YOUNG_ROWS)
+            latest, their_targets, there = self.memory.latest(YOUNG_ROWS)
             count = tf.minimum(filled, YOUNG_ROWS)
-            weight_ = there * 0.5 ** (tf.range(YOUNG_ROWS - 1, -1, -1, dtype=tf.float32) / YOUNG_HALF_LIFE_ROWS)
-            self.young.learn(self._remembered(latest).filled, targets_[:, 1:], weight_, YOUNG_ROWS - count, count)
+            weight = there * 0.5 ** (tf.range(YOUNG_ROWS - 1, -1, -1, dtype=tf.float32) / YOUNG_HALF_LIFE_ROWS)
+            self.young.learn(self._remembered(latest).filled, their_targets[:, 1:], weight, YOUNG_ROWS - count, count)
             self.perceptron.learn(
                 self.memory,
                 lambda drawn: self._for_perceptron(self._remembered(drawn)),

@@ -22,7 +22,7 @@ LABEL_RATES = 2  # decayed rates of the labels, or means, beside the last label 
 
 
 class KnownLabels(NamedTuple):
-    """What the context of a record holds, in this order: `labels`, the answers of `online`, and the last known record's columns.
+    """What the context of a record holds, in this order: `labels`, the answers of `online`, the last known record's columns.
 
     Attributes:
         labels: columns of the last label and its rates.
