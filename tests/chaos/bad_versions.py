@@ -32,8 +32,7 @@ from models.registry import Registry
 from models.roots import ROOTS
 from models.signing import SIGNING_KEY, TRUSTED_KEYS
 from tests.chaos.bad_models import IN_A_CHILD, MODELS, data_file, flip, save
-
-MODEL = "line"
+from tests.chaos.people import MODEL, append_torn
 
 
 class Served(AssertionError):
@@ -143,6 +142,7 @@ def attempts(place: Place) -> list[Attempt]:
         "signed by a stranger": lambda: _signed(place, stranger=True),
         "manifest changed after signing": lambda: _signed(place, change=True),
         "version live from the past on": lambda: _in_the_past(place),
+        "entry of the log cut off": lambda: _torn(place),
     }
     return published + [Attempt(kind, "registry", False, run) for kind, run in by_hand.items()]
 
@@ -260,6 +260,17 @@ def _in_the_past(place: Place) -> str:
     try:
         return _told(lambda: log.activate(int(path.name), 0, by="chaos", reason="too late"))
     finally:
+        shutil.rmtree(path)
+
+
+def _torn(place: Place) -> str:
+    """Half of an entry for a good version; whoever reads the log is told, and nothing is served by a guess."""
+    path = place.good_copy()
+    torn = append_torn(place.registry.root, int(path.name))
+    try:
+        return _told(ActivationLog(place.registry.root, MODEL).timeline)
+    finally:
+        torn.file.unlink()
         shutil.rmtree(path)
 
 
