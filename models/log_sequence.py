@@ -151,7 +151,8 @@ class LogSequence:
             return from_json(text, sequence, self._model, self.grid_us)
         except (ValueError, KeyError, TypeError) as error:
             raise LogCorrupt(
-                f"{self._store.place(sequence)} is no entry of this log: {error}; it holds {text[:80]!r}. Restore it."
+                f"{self._store.place(sequence)} is no entry of this log: {error}; it holds {text[:80]!r}. Restore it; "
+                "if it is the newest one and was cut off, remove it: nobody has served by it."
             ) from error
 
     def _go_to(self, place: TopicPlace) -> None:
