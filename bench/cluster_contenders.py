@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.cluster_streams import Floats, Labels
 
-WINDOW_ROWS = 250
+WINDOW_ROWS = 1000  # as the template has it; the first ones are shorter
 STANDARD_ROWS = 500
 OURS, PIPELINE, SPARK = "Midstream", "Midstream, CSV to Parquet", "pyspark StreamingKMeans"
 
@@ -47,6 +47,7 @@ def midstream(rows: Floats, most: int) -> Found:
     from models.learners.clusters import Clusters, ClustersConfig
     from models.learning import LearningModel, save_learner
     from models.serving import SERVING_SIGNATURE, to_numpy
+    from transforms.learning_windows import rows_of_window
 
     tf.config.threading.set_inter_op_parallelism_threads(1)  # one core, as River has
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -55,14 +56,18 @@ def midstream(rows: Floats, most: int) -> Found:
         save_learner(Clusters(ClustersConfig(tuple(names))), folder)
         learner = LearningModel(folder)
         predict = learner.signature(SERVING_SIGNATURE)
+        starts, size = [0], 0
+        while starts[-1] + (size := rows_of_window(starts[-1], WINDOW_ROWS)) < len(rows):
+            starts.append(starts[-1] + size)
         batches = [
-            pa.RecordBatch.from_arrays([pa.array(column) for column in rows[at : at + WINDOW_ROWS].T], names=names)
-            for at in range(0, len(rows), WINDOW_ROWS)
+            pa.RecordBatch.from_arrays([pa.array(column) for column in piece.T], names=names)
+            for piece in np.split(rows, starts[1:])
         ]
-        # The first calls, which compile, are no record's: like the rivals' imports they happen once a process.
+        # Going through it once compiles, which is no record's: like the rivals' imports it happens once a process.
         at_first = {key: tf.identity(variable) for key, variable in learner.variables.items()}
         predict(**{name: tf.zeros([WINDOW_ROWS], tf.float64) for name in names})
-        learner.learn(batches[0])
+        for batch in batches:
+            learner.learn(batch)
         for key, value in at_first.items():
             learner.variables[key].assign(value)
         found, clock = [], Clock()

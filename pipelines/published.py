@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.graph import DEAD_LETTERS, PREDICTIONS
+from pipelines.graph import DEAD_LETTERS, EVENTS, PREDICTIONS
 from pipelines.job import JobSpec
 from pipelines.topics import client_of
 from runners.checkpoint import write_atomically
 from transforms.drift_monitor import DRIFT
 from transforms.kafka.publishing import LONG_TRANSACTION_S, TRANSACTION_S, Output, Publisher
 
-TOPICS = (PREDICTIONS, DEAD_LETTERS, DRIFT)  # outputs that micro-batches can write to topics
+TOPICS = (PREDICTIONS, DEAD_LETTERS, EVENTS, DRIFT)  # outputs that micro-batches can write to topics
 _READ_ROWS = 32_768
 _ID_FILE = "publisher.json"
 
@@ -37,7 +37,7 @@ class Published:
     def __init__(self, job: JobSpec, checkpoint: Path) -> None:
         assert job.publish is not None
         section = job.publish
-        topics = {PREDICTIONS: section.predictions, DEAD_LETTERS: section.dead_letters, DRIFT: section.drift}
+        topics = {name: getattr(section, name) for name in TOPICS}
         self._outputs = {
             name: Output(topic, section.format, section.key if name == PREDICTIONS else None)
             for name, topic in topics.items()

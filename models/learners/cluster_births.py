@@ -20,6 +20,8 @@ from models.learners.cluster_state import (
     TINY,
     VARIANCE_FLOOR,
     ClusterState,
+    Slots,
+    assign,
     join,
     moments,
     separations,
@@ -27,6 +29,7 @@ from models.learners.cluster_state import (
 )
 
 LEAST_ROWS = 10  # of a new cluster
+FIRST_ROWS = 150  # that are waited for before the first clusters: fewer of them look like one
 NEIGHBOUR = 7  # whose distance is the density
 PEAK_RATIO = 1.6  # distance to a denser row, against that to the neighbour
 CORE_RATIO = 2.5  # rows whose neighbour is farther off, against that of their peak, are left out: noise
@@ -36,6 +39,11 @@ EVIDENCE = 5.0  # log likelihood ratio against noise, penalised for the choice o
 PRIOR_ROWS = 5.0  # with which a new cluster's variances are drawn to their mean over the columns
 GROUPS = 48  # that are looked at
 REFINEMENTS = 3
+
+
+def may_be_born(state: Slots) -> tf.Tensor:
+    """Whether there are enough rows to look for new clusters."""
+    return (state.far_fresh >= LEAST_ROWS) & (tf.reduce_any(state.alive) | (state.far_count >= FIRST_ROWS))
 
 
 def births(state: ClusterState, limit: float) -> tf.Tensor:
@@ -61,7 +69,7 @@ def births(state: ClusterState, limit: float) -> tf.Tensor:
     taken, slots = taken[:born], free[:born]
     _settle(state, slots, *(tf.gather(values, taken) for values in (size, mean, variance)))
     _refine(state, slots, widen(rows), limit)
-    near = state.assign(widen(rows), state.mean, state.variance, limit).near
+    near = assign(state, widen(rows), state.mean, state.variance, limit).near
     left = tf.boolean_mask(rows, tf.logical_or(tf.logical_not(near), born == 0))
     state.far[: tf.shape(left)[0]].assign(left)
     state.far_count.assign(tf.cast(tf.shape(left)[0], tf.int64))
@@ -165,7 +173,7 @@ def _refine(state: ClusterState, slots: tf.Tensor, wide: tf.Tensor, limit: float
     new = tf.scatter_nd(slots[:, None], tf.ones_like(slots), [state.slots]) > 0
     floor = state.column_floor
     for _ in range(REFINEMENTS):
-        share = state.assign(wide, state.mean, state.variance, limit).share
+        share = assign(state, wide, state.mean, state.variance, limit).share
         count, mean, square = moments(share, wide, state.width)
         spread = tf.maximum(square - mean * mean, 0.0)
         even = tf.reduce_mean(spread / floor, axis=1, keepdims=True) * floor

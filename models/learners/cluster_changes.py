@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from models.learners.cluster_state import DIED, MERGED, SPLIT, TINY, ClusterState, join, pairs, separations
+from models.learners.cluster_state import DIED, MERGED, SPLIT, TINY, ClusterState, Slots, join, pairs, separations
 
 GONE_ROWS = 12.0
 HARDLY = 0.2  # of the expected rows; noise still falls where a cluster was
@@ -38,7 +38,7 @@ AXIS_KEPT = 0.5
 LEAST_VARIANCE = 0.3  # of a part, as a share of what the cluster had
 
 
-def dying(state: ClusterState) -> tf.Tensor:
+def dying(state: Slots) -> tf.Tensor:
     """Which clusters are gone (slots,) bool."""
     return state.alive & ((state.missed > GONE_ROWS) | (state.weight < LEAST_WEIGHT))
 
@@ -63,13 +63,13 @@ def deaths(state: ClusterState) -> None:
     state.clear(gone)
 
 
-def count_close(state: ClusterState) -> None:
-    """Counts for how many blocks pairs of clusters have stood so close that they may be one."""
+def count_close(state: Slots) -> tf.Tensor:
+    """For how many blocks pairs of clusters have stood so close that they may be one: the new `close`."""
     near, _ = _near(state)
-    state.close.assign(tf.where(near, state.close + 1.0, tf.zeros_like(state.close)))
+    return tf.where(near, state.close + 1.0, tf.zeros_like(state.close))
 
 
-def _near(state: ClusterState) -> tuple[tf.Tensor, tf.Tensor]:
+def _near(state: Slots) -> tuple[tf.Tensor, tf.Tensor]:
     apart = separations(state.mean, state.variance, state.alive)
     passing = pairs(1.0 / state.variance, state.velocity)
     moving = passing + tf.transpose(passing) > 2.0 * CROSSING_SPEED**2
@@ -77,7 +77,7 @@ def _near(state: ClusterState) -> tuple[tf.Tensor, tf.Tensor]:
     return (apart < ONE_HEAP) & (~moving | (younger <= SETTLED_BLOCKS)), apart
 
 
-def mergeable(state: ClusterState) -> tuple[tf.Tensor, tf.Tensor]:
+def mergeable(state: Slots) -> tuple[tf.Tensor, tf.Tensor]:
     """Which pairs are one cluster by now (slots, slots), and how far apart all are."""
     near, apart = _near(state)
     younger = tf.minimum(state.age[:, None], state.age)
@@ -118,16 +118,19 @@ def merges(state: ClusterState) -> None:
     tf.while_loop(more, one, (ready,), maximum_iterations=slots)
 
 
-def watch_sides(state: ClusterState, rows: tf.Tensor, share: tf.Tensor) -> None:
+def watch_sides(state: Slots, rows: tf.Tensor, share: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Counts the rows of each cluster on either side of its mean, and turns the axis to where its rows vary most.
 
     Args:
         state: with the means of this block.
         rows: (rows, width).
         share: (rows, slots).
+
+    Returns:
+        The new `sides` and `axis`.
     """
     slot = tf.argmax(share, axis=1)
-    own = tf.one_hot(slot, state.slots, dtype=tf.float64) * tf.cast(share > 0.5, tf.float64)
+    own = tf.one_hot(slot, share.shape[1], dtype=tf.float64) * tf.cast(share > 0.5, tf.float64)
     away = (rows - tf.gather(state.mean, slot)) / tf.sqrt(tf.gather(state.shape, slot))
     axis = tf.gather(state.axis, slot)
     along = tf.reduce_sum(away * axis, axis=1)
@@ -135,7 +138,7 @@ def watch_sides(state: ClusterState, rows: tf.Tensor, share: tf.Tensor) -> None:
     powers = tf.stack([tf.ones_like(along), along, along * along], axis=1) * known[:, None]
     above = tf.cast(along > 0.0, tf.float64)[:, None]
     sums = tf.matmul(own, tf.concat([powers * (1.0 - above), powers * above], axis=1), transpose_a=True)
-    state.sides.assign(SIDES_KEPT * state.sides + tf.reshape(sums, [state.slots, 2, 3]))
+    sides = SIDES_KEPT * state.sides + tf.reshape(sums, [share.shape[1], 2, 3])
     # A step of the power method on the rows' covariance, from any direction at the start.
     along = tf.where(known > 0.0, along, tf.reduce_sum(away, axis=1))
     turned = tf.matmul(own, away * along[:, None], transpose_a=True)
@@ -143,10 +146,10 @@ def watch_sides(state: ClusterState, rows: tf.Tensor, share: tf.Tensor) -> None:
     sign = tf.sign(tf.reduce_sum(turned * state.axis, axis=1, keepdims=True) + TINY)
     turned = AXIS_KEPT * state.axis + (1.0 - AXIS_KEPT) * turned * sign
     length = tf.norm(turned, axis=1, keepdims=True)
-    state.axis.assign(tf.where(length > TINY, turned / tf.maximum(length, TINY), state.axis))
+    return sides, tf.where(length > TINY, turned / tf.maximum(length, TINY), state.axis)
 
 
-def split_ready(state: ClusterState) -> tf.Tensor:
+def split_ready(state: Slots) -> tf.Tensor:
     """Which clusters are two heaps (slots,) bool."""
     count = tf.maximum(state.sides[:, :, 0], TINY)
     middle = state.sides[:, :, 1] / count

@@ -3,13 +3,14 @@
 A cluster is a normal distribution with a variance for each column, held as decayed sufficient statistics: weight, mean and
 variance, which two clusters or two partitions of a stream can merge exactly (Zhang et al., "BIRCH", 1996; Chan, Golub and
 LeVeque, 1983). It has a velocity, so that it is looked for where it will be, and an id that it keeps for life. Clusters live in
-a fixed number of slots; a slot whose id is -1 is free. Everything is a `tf.Variable`, and in double precision.
+a fixed number of slots; a slot whose id is -1 is free. Everything is a `tf.Variable`, and in double precision; what a block of
+rows moves on is taken out as `Moving`, by `moving`, and put back by `put_back`.
 """
 
 from __future__ import annotations
 
 from math import log, sqrt
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import tensorflow as tf
 
@@ -27,6 +28,44 @@ class Assigned(NamedTuple):
 
     share: tf.Tensor
     near: tf.Tensor
+
+
+class Moving(NamedTuple):
+    """What a block of rows moves on: tensors of the same names and shapes as the variables of `ClusterState`, in some slots."""
+
+    id: tf.Tensor
+    weight: tf.Tensor
+    mean: tf.Tensor
+    variance: tf.Tensor
+    velocity: tf.Tensor
+    speed: tf.Tensor
+    age: tf.Tensor
+    missed: tf.Tensor
+    close: tf.Tensor
+    axis: tf.Tensor
+    sides: tf.Tensor
+    shape: tf.Tensor
+    anchor: tf.Tensor
+    far: tf.Tensor
+    far_count: tf.Tensor
+    far_fresh: tf.Tensor
+    column_weight: tf.Tensor
+    column_mean: tf.Tensor
+    column_variance: tf.Tensor
+
+    @property
+    def alive(self) -> tf.Tensor:
+        """(slots,) bool."""
+        return self.id >= 0
+
+    @property
+    def column_floor(self) -> tf.Tensor:
+        """(width,) the columns' variances, never 0."""
+        return self.column_variance + TINY
+
+
+OF_ALL = ("far", "far_count", "far_fresh", "column_weight", "column_mean", "column_variance")
+OF_SLOTS = tuple(name for name in Moving._fields if name not in OF_ALL)
 
 
 def gate(width: int, deviations: float) -> float:
@@ -92,27 +131,23 @@ class ClusterState(tf.Module):
         """(width,) the columns' variances, never 0."""
         return self.column_variance + TINY
 
-    def assign(self, wide: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, limit: float) -> Assigned:
-        """Shares rows out among the clusters (the E step of EM; Dempster, Laird and Rubin, 1977).
+    def moving(self, slots: int) -> Moving:
+        """The values of the first `slots` slots, of the rows kept and of the columns."""
+        cut = {name: getattr(self, name)[:slots] for name in OF_SLOTS if name != "close"}
+        return Moving(close=self.close[:slots, :slots], **cut, **{name: getattr(self, name).read_value() for name in OF_ALL})
 
-        Args:
-            wide: (rows, 2 width + 1), as `widen` gives it.
-            mean: (slots, width), where the clusters are now.
-            variance: (slots, width).
-            limit: squared distance beyond which a row does not belong to a cluster.
-        """
-        score, reach = self.scores(wide, mean, variance, limit)
-        near = tf.reduce_any(reach, axis=1)
-        share = tf.nn.softmax(tf.where(near[:, None], score, tf.zeros_like(score)))
-        return Assigned(share * tf.cast(reach, tf.float64), near)
-
-    def scores(self, wide: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, limit: float) -> tuple[tf.Tensor, tf.Tensor]:
-        """Log likelihoods (rows, slots), -inf beyond `limit`, and which rows are within it (rows, slots)."""
-        squared = squared_distances(wide, mean, variance)
-        reach = tf.logical_and(squared <= limit, self.alive)
-        share = tf.maximum(self.weight / tf.maximum(tf.reduce_sum(self.weight), TINY), LEAST_SHARE)
-        constant = tf.math.log(share) - 0.5 * tf.reduce_sum(tf.math.log(variance), axis=1)
-        return tf.where(reach, constant - 0.5 * squared, tf.constant(float("-inf"), tf.float64)), reach
+    def put_back(self, moved: Moving, slots: int) -> None:
+        """Writes what `moving` gave, moved on, into the variables."""
+        for name in OF_ALL:
+            getattr(self, name).assign(getattr(moved, name))
+        for name in OF_SLOTS:
+            variable, value = getattr(self, name), getattr(moved, name)
+            if slots == self.slots:
+                variable.assign(value)
+            elif name == "close":
+                self.close[:slots, :slots].assign(value)
+            elif name != "id":  # no block changes it
+                variable[:slots].assign(value)
 
     def note(self, kind: int | tf.Tensor, cluster: tf.Tensor, other: tf.Tensor) -> None:
         """Adds an event to those of this call."""
@@ -136,6 +171,42 @@ class ClusterState(tf.Module):
             values.assign(values * kept)
         self.velocity.assign(self.velocity * kept[:, None])
         self.forget_sides(chosen)
+
+
+Slots: TypeAlias = ClusterState | Moving
+
+
+def assign(state: Slots, wide: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, limit: float) -> Assigned:
+    """Shares rows out among the clusters (the E step of EM; Dempster, Laird and Rubin, 1977).
+
+    Args:
+        state: says who is alive, and how frequent.
+        wide: (rows, 2 width + 1), as `widen` gives it.
+        mean: (slots, width), where the clusters are now.
+        variance: (slots, width).
+        limit: squared distance beyond which a row does not belong to a cluster.
+    """
+    score, reach = scores(state.weight, state.alive, squared_distances(wide, mean, variance), variance, limit)
+    near = tf.reduce_any(reach, axis=1)
+    share = tf.nn.softmax(tf.where(near[:, None], score, tf.zeros_like(score)))
+    return Assigned(share * tf.cast(reach, tf.float64), near)
+
+
+def scores(
+    weight: tf.Tensor, alive: tf.Tensor, squared: tf.Tensor, variance: tf.Tensor, limit: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Log likelihoods (rows, slots), -inf beyond `limit`, and which rows are within it (rows, slots).
+
+    Args:
+        weight, alive: (slots,).
+        squared: distances (rows, slots).
+        variance: (slots, width).
+        limit: see `assign`.
+    """
+    reach = tf.logical_and(squared <= limit, alive)
+    share = tf.maximum(weight / tf.maximum(tf.reduce_sum(weight), TINY), LEAST_SHARE)
+    constant = tf.math.log(share) - 0.5 * tf.reduce_sum(tf.math.log(variance), axis=1)
+    return tf.where(reach, constant - 0.5 * squared, tf.constant(float("-inf"), tf.float64)), reach
 
 
 def widen(rows: tf.Tensor) -> tf.Tensor:

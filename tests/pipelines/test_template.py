@@ -29,6 +29,8 @@ NEEDED = {
     "electricity": {},
     "cluster": {"input": "in.csv"},
     "select-features": {"input": "in.csv", "label": "y"},
+    "cluster-kafka": {"bootstrap": "b:9092", "topic": "t"},
+    "select-features-kafka": {"bootstrap": "b:9092", "topic": "t", "label": "y"},
     "detect-anomalies": {"input": "in"},
     "detect-anomalies-kafka": {"bootstrap": "b:9092", "topic": "t", "alarms_topic": "a"},
 }

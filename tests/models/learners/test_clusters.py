@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from bench.cluster_metrics import adjusted_rand_index, measure
 from bench.cluster_streams import StreamConfig, make_stream
 from models.learners.cluster_births import LEAST_ROWS
+from models.learners.cluster_blocks import EM_STEPS, MEAN_ROWS, PRIOR_ROWS, VARIANCE_ROWS
 from models.learners.cluster_state import gate, join, moments, pairs, separations, squared_distances, widen
-from models.learners.clusters import EM_STEPS, MEAN_ROWS, PRIOR_ROWS, VARIANCE_ROWS, Clusters, ClustersConfig
+from models.learners.clusters import Clusters, ClustersConfig
 
 Floats = npt.NDArray[np.float64]
 WINDOW_ROWS = 250

@@ -1,0 +1,192 @@
+"""What happens in every block of rows: a step of EM that moves the clusters on, always the same operations on the same shapes.
+
+Several blocks in a row are one program, so that XLA can compile them to one. It stops behind a block after which something
+else is to be done (births, deaths, merges, splits: rare, and of shapes that are not known beforehand), and goes on from there.
+
+References: see `models.learners.clusters`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from models.learners.cluster_births import may_be_born
+from models.learners.cluster_changes import HARDLY, count_close, dying, mergeable, split_ready, watch_sides
+from models.learners.cluster_state import TINY, VARIANCE_FLOOR, Moving, Slots, assign, moments, widen
+
+FIRST_BLOCKS = 4.0  # of a cluster's life, in which its shape follows its variance
+SHAPE_RATE = 0.03  # a block, after that
+ANCHOR_RATE = 0.1
+SPEED_RATE = 0.1
+VELOCITY_RATE = 0.15  # of an alpha-beta filter
+MEAN_ROWS = 20.0  # that a cluster's expected place counts, against the rows of a block
+VARIANCE_ROWS = 300.0  # that a cluster's variance so far counts at the most
+PRIOR_ROWS = 3.0  # that it counts at the least
+FARTHEST = 30.0  # standard deviations of a column from its mean; a value farther out is moved there
+FARTHEST_AT_FIRST = 6.0  # in the first block, when an outlier would be much of what is known of its column
+EM_STEPS = 2
+
+
+class Swept(NamedTuple):
+    """How many blocks were done, how many of their rows no cluster explains, and whether clusters may come or go now."""
+
+    blocks: tf.Tensor
+    far: tf.Tensor
+    changes: tf.Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Moves clusters on, block by block.
+
+    Attributes:
+        block_rows: of a block, at the most.
+        blocks: of one call.
+        half_life_rows: after so many rows a row counts half.
+        limit: squared distance beyond which a row does not belong to a cluster.
+    """
+
+    block_rows: int
+    blocks: int
+    half_life_rows: int
+    limit: float
+
+    def sweep(self, moving: Moving, x: tf.Tensor, starts: tf.Tensor, stop: tf.Tensor) -> tuple[Moving, Swept]:
+        """Moves the clusters on by some blocks, until something else is to be done.
+
+        Args:
+            moving: the clusters.
+            x: (block_rows * blocks, width) rows in the frame, padded.
+            starts: (blocks + 1,) int32, the first row of each block; the last block ends where the next one would begin.
+            stop: () int32, the block to end before.
+
+        Returns:
+            The clusters, and how far it came.
+        """
+
+        def more(block: tf.Tensor, far: tf.Tensor, changes: tf.Tensor, moving: Moving) -> tf.Tensor:
+            del far, moving
+            return (block < stop) & ~changes
+
+        def one(
+            block: tf.Tensor, far: tf.Tensor, changes: tf.Tensor, moving: Moving
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Moving]:
+            start, count = starts[block], starts[block + 1] - starts[block]
+            rows = tf.slice(x, [start, 0], [self.block_rows, x.shape[1]])
+            moving, rows, is_far = self.move(moving, rows, count)
+            number = tf.reduce_sum(tf.cast(is_far, tf.int64))
+            moving = tf.cond(number > 0, lambda: self._keep(moving, rows, is_far, number), lambda: moving)
+            return block + 1, far + number, is_to_change(moving), moving
+
+        block, far, changes, moving = tf.while_loop(
+            more, one, (tf.constant(0), tf.constant(0, tf.int64), tf.constant(False), moving)
+        )
+        return moving, Swept(block, far, changes)
+
+    def move(self, state: Moving, x: tf.Tensor, count: tf.Tensor) -> tuple[Moving, tf.Tensor, tf.Tensor]:
+        """One block.
+
+        Args:
+            state: the clusters.
+            x: (block_rows, width), finite.
+            count: () int32, how many of them are rows.
+
+        Returns:
+            The clusters, the rows as they were taken, and which of them none explains (block_rows,).
+        """
+        valid = tf.range(self.block_rows) < count
+        number = tf.cast(count, tf.float64)
+        kept = tf.pow(tf.constant(0.5, tf.float64), number / self.half_life_rows)
+        state, rows = self._observe(state, x, valid, number, kept)
+        wide = widen(rows)
+        expected = number * state.weight / tf.maximum(tf.reduce_sum(state.weight), TINY)
+        place = state.mean + state.velocity
+        mean = place
+        for _ in range(EM_STEPS):
+            share, near = assign(state, wide, mean, state.variance, self.limit)
+            share = share * tf.cast(valid, tf.float64)[:, None]
+            came, middle, square = moments(share, wide, x.shape[1])
+            gain = (came / (came + MEAN_ROWS))[:, None]
+            mean = tf.where(came[:, None] > 0.0, place + gain * (middle - place), place)
+        state = _follow(state, came, middle, square, place, mean, gain)
+        sides, axis = watch_sides(state, rows, share)
+        state = state._replace(
+            sides=sides,
+            axis=axis,
+            weight=state.weight * kept + came,
+            missed=tf.where(came < HARDLY * expected, state.missed + expected, tf.zeros_like(expected)),
+            age=state.age + 1.0,
+        )
+        return state._replace(close=count_close(state)), rows, ~near & valid
+
+    def _observe(
+        self, state: Moving, x: tf.Tensor, valid: tf.Tensor, number: tf.Tensor, kept: tf.Tensor
+    ) -> tuple[Moving, tf.Tensor]:
+        """Decayed moments of the columns, and the rows: what is missing counts as the mean, what is far out is drawn in."""
+        rows = drawn_in(x, state)
+        weights = tf.cast(valid, tf.float64)[:, None]
+        before = state.column_weight * kept
+        total = before + number
+        mean = (before * state.column_mean + tf.reduce_sum(rows * weights, axis=0)) / total
+        old = state.column_variance + (state.column_mean - mean) ** 2
+        variance = (before * old + tf.reduce_sum((rows - mean) ** 2 * weights, axis=0)) / total
+        return state._replace(column_weight=total, column_mean=mean, column_variance=variance), rows
+
+    def _keep(self, state: Moving, rows: tf.Tensor, is_far: tf.Tensor, number: tf.Tensor) -> Moving:
+        """Keeps rows that no cluster explains, behind those that are kept; the oldest go."""
+        room = state.far.shape[0]
+        held = tf.range(room, dtype=tf.int64) < state.far_count
+        all_rows, wanted = tf.concat([state.far, rows], axis=0), tf.concat([held, is_far], axis=0)
+        total = state.far_count + number
+        place = tf.cumsum(tf.cast(wanted, tf.int64)) - 1 - tf.maximum(total - room, 0)
+        place = tf.where(wanted & (place >= 0), place, tf.constant(room, tf.int64))  # the others go to a row that is cut off
+        far = tf.tensor_scatter_nd_update(tf.pad(state.far, [[0, 1], [0, 0]]), place[:, None], all_rows)[:room]
+        return state._replace(far=far, far_count=tf.minimum(total, room), far_fresh=state.far_fresh + number)
+
+
+def is_to_change(state: Slots) -> tf.Tensor:
+    """Whether clusters may be born, die, merge or split now."""
+    changes = tf.reduce_any(dying(state) | split_ready(state)) | tf.reduce_any(mergeable(state)[0])
+    return changes | may_be_born(state)
+
+
+def drawn_in(x: tf.Tensor, state: Slots) -> tf.Tensor:
+    """Rows in the frame. A missing value counts as the column's mean; one that is absurdly far out is drawn in."""
+    deviations = tf.where(state.column_weight > 0.0, FARTHEST * tf.ones_like(state.column_weight), FARTHEST_AT_FIRST)
+    farthest = deviations * tf.sqrt(state.column_floor)
+    rows = tf.where(tf.math.is_nan(x), state.column_mean, x)
+    return tf.clip_by_value(rows, state.column_mean - farthest, state.column_mean + farthest)
+
+
+def _follow(
+    state: Moving,
+    came: tf.Tensor,
+    middle: tf.Tensor,
+    square: tf.Tensor,
+    place: tf.Tensor,
+    mean: tf.Tensor,
+    gain: tf.Tensor,
+) -> Moving:
+    """Moves the clusters on (the M step): what came, against what was expected."""
+    some = ((came > 0.5) & state.alive)[:, None]
+    off = middle - place
+    velocity = tf.where(some, state.velocity + VELOCITY_RATE * gain * off, 0.9 * state.velocity)
+    spread = tf.maximum(square - middle * middle, 0.0) + (middle - mean) ** 2
+    mean = tf.where(some, mean, state.mean)
+    before = tf.minimum(state.weight, VARIANCE_ROWS)[:, None] + PRIOR_ROWS
+    number = came[:, None]
+    variance = (before * state.variance + number * spread) / (before + number)
+    variance = tf.where(some, tf.maximum(variance, VARIANCE_FLOOR * state.column_floor), state.variance)
+    speed = tf.norm(velocity / tf.sqrt(variance), axis=1)
+    rate = tf.where(state.age < FIRST_BLOCKS, tf.ones_like(state.age), SHAPE_RATE * tf.ones_like(state.age))[:, None]
+    return state._replace(
+        velocity=velocity,
+        mean=mean,
+        variance=variance,
+        speed=state.speed + SPEED_RATE * (speed - state.speed),
+        anchor=state.anchor + ANCHOR_RATE * (mean - state.anchor),
+        shape=tf.where(some, state.shape * (variance / state.shape) ** rate, state.shape),
+    )
