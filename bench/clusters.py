@@ -51,12 +51,15 @@ def run(contender: str, config: StreamConfig) -> dict[str, Any]:
 @click.command()
 @click.option("--short", is_flag=True, help=f"Three streams of {SHORT_ROWS:,} records; what `make bench` runs.")
 @click.option("--only", multiple=True, help="Only these contenders.")
+@click.option("--stream", "streams", multiple=True, help='Only these streams, as "4 columns, seed 1".')
 @click.option("--others", is_flag=True, help="Midstream alone on the other streams, too: noise, crossings, many clusters ...")
-def main(short: bool, only: tuple[str, ...], others: bool) -> None:
+def main(short: bool, only: tuple[str, ...], streams: tuple[str, ...], others: bool) -> None:
     """Measure, print a table, write bench/clusters.json and one line of JSON."""
     console = Console(width=None if Console().is_terminal else 128)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name, config in main_streams(short).items():
+        if streams and name not in streams:
+            continue
         for contender in CONTENDERS:
             if not only or contender in only:
                 results.setdefault(contender, {})[name] = found = run(contender, config)
@@ -81,6 +84,8 @@ def main(short: bool, only: tuple[str, ...], others: bool) -> None:
     if others:
         results["others"] = {}
         for name, config in OTHERS.items():
+            if streams and name not in streams:
+                continue
             results["others"][name] = found = run(OURS, config)
             figures = ", ".join(f"{key} {found[key]:.3f}" for key in AIMS)
             console.print(f"{name}: {figures}", highlight=False)

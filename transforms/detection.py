@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.anomaly.clock import phases
+from models.opened import shared_log, shared_registry
+from models.timeline import COLD_START
 from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, event_time_us
 from transforms.operators import State, Tables
 
@@ -35,12 +37,27 @@ _loading = threading.Lock()
 
 
 class DetectorVersion(NamedTuple):
-    """A published detector."""
+    """A published detector.
+
+    Attributes:
+        registry: root folder of the registry.
+        model: its name.
+        version, digest: of the model.
+        by: the job, which seals the activation log up to what it scores.
+    """
 
     registry: str
     model: str
     version: int
     digest: str
+    by: str
+
+
+class _Stretch(NamedTuple):
+    """Rows that one version scores at once: their places in the table, in order."""
+
+    places: npt.NDArray[np.int64]
+    version: DetectorVersion | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,8 @@ class Detect:
         weekends: whether workdays and weekends differ.
         false_alarm_rate: the share of rows of a stream without anomalies that may raise an alarm.
         seed: of random projections.
-        version: the published detector that scores; None for this process's own, whose scores have no lineage.
+        version: the published detector that the job began with; what scores a row is the newest activation at its event time.
+            None for this process's own, whose scores have no lineage.
     """
 
     values: tuple[str, ...]
@@ -86,7 +104,10 @@ class Detect:
         leaves = _read_states(known, names, self._empty)
         x = np.stack([rows.column(name).to_numpy(zero_copy_only=False).astype(np.float64) for name in self.values], axis=1)
         phase, kind = phases(event_time_us(rows).to_numpy(), self.season_us, self.weekends)
-        given = self._score(leaves, code, x, phase, kind)
+        given = np.empty((rows.num_rows, 3), np.float32)
+        by_version = self._by_version(rows, code)
+        for places, version in by_version:
+            given[places] = self._score(leaves, code[places], x[places], phase[places], kind[places], version)
         missing = np.isnan(given[:, 0])
         scored = rows.select([name for name in self.columns if name in rows.column_names])
         for name, values in ((SCORE, given[:, 0]), (P_VALUE, given[:, 1])):
@@ -94,9 +115,8 @@ class Detect:
         # Comparisons with NaN are false: a row without a score raises no alarm.
         scored = scored.append_column(ALARM, pa.array((given[:, 2] > 0) & (given[:, 1] <= self.false_alarm_rate)))
         if self.version is not None:
-            count, (_, *lineage) = scored.num_rows, self.version
-            for name, value in zip((MODEL, VERSION, DIGEST), lineage, strict=True):
-                scored = scored.append_column(name, pa.repeat(value, count))
+            for name, column in _lineage(by_version, scored.num_rows).items():
+                scored = scored.append_column(name, column)
         state = {SERIES: _written_states(known, names, leaves)}
         return state, {OUT: scored, ALARMS: scored.filter(scored.column(ALARM))}
 
@@ -104,12 +124,36 @@ class Detect:
         """Nothing waits."""
         return None
 
-    def _settings(self) -> tuple[int, int, DetectorVersion | None]:
-        return len(self.values), self.seed, self.version
+    def _by_version(self, rows: pa.Table, code: npt.NDArray[np.int64]) -> list[_Stretch]:
+        """The places of the rows by the version that scores them, stretch by stretch of their series, in order.
+
+        The log is sealed up to the last row first: from then on it says the same of these rows in every try. The states go on
+        from version to version.
+        """
+        if self.version is None:
+            return [_Stretch(np.arange(rows.num_rows), None)]
+        first, times = self.version, event_time_us(rows).to_numpy()
+        log = shared_log(first.registry, first.model)
+        log.seal(int(times.max()) + 1, by=first.by)
+        live = log.timeline().as_of(times)
+        live = np.where(live == COLD_START, first.version, live)
+        order = np.argsort(code, kind="stable")
+        changes = np.flatnonzero((np.diff(live[order]) != 0) & (np.diff(code[order]) == 0)) + 1
+        swaps = np.zeros(len(code), np.int64)  # of its series before a row, in this call
+        swaps[order[changes]] = 1
+        total = np.cumsum(swaps[order])
+        begins = np.searchsorted(code[order], code[order])
+        swaps[order] = total - total[begins]  # no series begins with a change
+        stretches = []
+        for swap, number in np.unique(np.stack([swaps, live], axis=1), axis=0).tolist():
+            manifest = shared_registry(first.registry).manifest(first.model, number)
+            version = first._replace(version=number, digest=manifest.digests.version)
+            stretches.append(_Stretch(np.flatnonzero((swaps == swap) & (live == number)), version))
+        return stretches
 
     @property
     def _empty(self) -> Leaves:
-        return _detector(*self._settings())[1]
+        return _detector(len(self.values), self.seed, self.version)[1]
 
     def _score(
         self,
@@ -118,17 +162,19 @@ class Detect:
         x: npt.NDArray[np.float64],
         phase: npt.NDArray[np.int32],
         kind: npt.NDArray[np.int32],
+        version: DetectorVersion | None,
     ) -> npt.NDArray[np.float32]:
-        """Scores all rows, block by block; brings `leaves` forward in place. Returns (rows, 3)."""
+        """Scores rows, block by block; brings `leaves` forward in place. Returns (rows, 3)."""
         from models.anomaly.detector import KEYS, ROWS
 
-        step, empty = _detector(*self._settings())
+        step, empty = _detector(len(self.values), self.seed, version)
+        _check_states(leaves, empty, version)
         order = np.argsort(code, kind="stable")
-        counts = np.bincount(code)
+        counts = np.bincount(code, minlength=len(leaves[0]))
         starts = np.concatenate([[0], np.cumsum(counts)])
         given = np.empty((len(code), 3), np.float32)
         # Series with about as many rows go together, so that few places of a block stay empty.
-        for keys in _blocks(np.argsort(-counts, kind="stable"), KEYS):
+        for keys in _blocks(np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)], KEYS):
             held = [_padded(leaf[keys], start, KEYS) for leaf, start in zip(leaves, empty, strict=True)]
             for first in range(0, int(counts[keys].max()), ROWS):
                 block = np.full((ROWS, KEYS, x.shape[1]), np.nan)
@@ -162,6 +208,29 @@ def _detector(columns: int, seed: int, version: DetectorVersion | None) -> tuple
                 _, folder = Registry(version.registry).trusted(version.model, version.version, graph=True)
             _loaded[key] = load_detector(folder)
         return _loaded[key]
+
+
+def _check_states(leaves: Leaves, empty: Leaves, version: DetectorVersion | None) -> None:
+    """A version goes on with the states of the one before only if they have the same form."""
+    held, wanted = ([(leaf.shape[1:], leaf.dtype) for leaf in given] for given in (leaves, empty))
+    if held != wanted and version is not None:
+        raise ValueError(
+            f"version {version.version} of {version.model} keeps other states of a series than the detector before it, so it "
+            "cannot go on with them. Roll back to the version before, and begin a job of its own with this one"
+        )
+
+
+def _lineage(stretches: list[_Stretch], rows: int) -> dict[str, pa.Array]:
+    place = np.empty(rows, np.int64)
+    for number, (places, _) in enumerate(stretches):
+        place[places] = number
+    versions = [version for _, version in stretches if version is not None]
+    known = {
+        MODEL: pa.array([version.model for version in versions], pa.string()),
+        VERSION: pa.array([version.version for version in versions], pa.int64()),
+        DIGEST: pa.array([version.digest for version in versions], pa.string()),
+    }
+    return {name: values.take(pa.array(place)) for name, values in known.items()}
 
 
 def _series(rows: pa.Table, by: tuple[str, ...]) -> tuple[pa.Array, npt.NDArray[np.int64]]:

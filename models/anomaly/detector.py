@@ -21,8 +21,6 @@ from models.anomaly import mixtures, surprise, tails
 
 KEYS = 16  # of a block
 ROWS = 1024  # of a block, at most
-QUIET_ROWS = 120  # after an alarm only a stronger one counts in full
-REPEATED = 0.1  # of its surprise is left to a row that is no stronger than one shortly before
 SAME_STRENGTH = 1.02  # a surprise that is larger by less than this factor is no stronger
 SCALE = 4.0  # of the score: 1 - 2 ** (-surprise / SCALE)
 LANES_POWER = 6.0  # of the mean over the lanes of a multivariate series
@@ -35,14 +33,22 @@ class DetectorConfig:
     Attributes:
         columns: numeric columns of the series, 1 or more.
         seed: of the projections.
+        quiet_rows: after an alarm only a stronger one counts in full, for so many rows.
+        repeated: of its surprise so much is left to a row that is no stronger than one shortly before.
     """
 
     columns: int = 1
     seed: int = 7
+    quiet_rows: int = 120
+    repeated: float = 0.1
 
     def __post_init__(self) -> None:
         if self.columns < 1:
             raise ValueError(f"columns: expected 1 or more, got {self.columns}")
+        if self.quiet_rows < 0 or not 0.0 <= self.repeated <= 1.0:
+            raise ValueError(
+                f"expected quiet_rows of 0 or more and repeated from 0 to 1, got {self.quiet_rows} and {self.repeated}"
+            )
 
 
 class State(NamedTuple):
@@ -131,8 +137,8 @@ class Detector(tf.Module):
         p = tails.p_value(state.total, state.weight, found)
         strength = tf.floor(tf.math.log(tf.maximum(found, 1e-3)) / math.log(SAME_STRENGTH))
         age = state.age + 1.0
-        fresh = tf.logical_or(strength > state.peak, age > QUIET_ROWS)
-        counted = tf.where(fresh, found, REPEATED * found)
+        fresh = tf.logical_or(strength > state.peak, age > self.config.quiet_rows)
+        counted = tf.where(fresh, found, self.config.repeated * found)
         after = State(
             rows=state.rows + 1.0,
             weight=tf.where(warm, state.weight * surprise.kept() + 1.0, state.weight),

@@ -1,13 +1,14 @@
-"""Which detector a job goes by: a version of the registry, published when the job begins, and the same for as long as it lives.
+"""Which detector a job goes by: a version of the registry, published when the job begins, until another one is activated.
 
-A job that is gone on with after the program has changed still scores with the graph it began with: its states belong to it.
+A job that is gone on with after the program has changed still scores with the graph it began with. A version with other
+settings goes on with the same states; scores are probabilities, so they stay comparable.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from models.activation_log import ActivationLog
+from models.activation_log import Activation, ActivationLog
 from models.registry import Registry
 from pipelines.detection.job import DetectSpec
 from transforms.detection import Detect, DetectorVersion
@@ -24,5 +25,7 @@ def with_version(job: DetectSpec, step: Detect) -> Detect:
     if found is None:
         found = registry.publish(model, exported(columns, step.seed), publication=publication)
     log = ActivationLog(root, model)
-    log.activate(found.version, by=job.name, reason="the detector that this job began with")
-    return replace(step, version=DetectorVersion(root, model, found.version, found.digests.version))
+    # Once: a job that is gone on with must not take back what somebody activated since.
+    if not any(isinstance(entry, Activation) and entry.version == found.version for entry in log.entries()):
+        log.activate(found.version, by=job.name, reason="the detector that this job began with")
+    return replace(step, version=DetectorVersion(root, model, found.version, found.digests.version, job.name))

@@ -60,3 +60,21 @@ def csv_files(folder: Path) -> dict[str, bytes]:
 def scores(text: bytes) -> list[str]:
     """The last field of each line below the header."""
     return [line.rpartition(",")[2] for line in text.decode().splitlines()[1:]]
+
+
+def swapped(output: Path, name: str, from_row: int) -> Path:
+    """A job's registry as it is when another detector was activated from a row on: one that repeats alarms sooner."""
+    from models.activation_log import ActivationLog
+    from models.anomaly.detector import DetectorConfig
+    from models.anomaly.saved import exported, save_detector
+    from models.registry import Registry
+
+    root, model = str(output / "registry"), "anomalies"
+    registry, log = Registry(root), ActivationLog(root, model)
+    first = registry.publish(model, exported(1, 7), publication=f"{name}/detector/1/7").version
+    save_detector(DetectorConfig(quiet_rows=10, repeated=0.5), str(output / "other"))
+    second = registry.publish(model, str(output / "other")).version
+    log.activate(first, by=name, reason="the detector that this job began with")
+    at = np.datetime64(times(from_row + 1)[-1].replace(" ", "T"), "us").astype(np.int64)
+    log.activate(second, int(at), by="test", reason="repeat alarms sooner")
+    return output

@@ -179,9 +179,20 @@ def test_irregular_times_gaps_and_an_empty_file(tmp_path: Path) -> None:
     when = [str(np.datetime64("2026-03-02T00:00:00") + np.timedelta64(int(s), "s")) for s in seconds]
     write(tmp_path / "in" / "gaps.csv", {"timestamp": when, "value": values(400, 1)})
     write(tmp_path / "in" / "empty.csv", {"timestamp": [], "value": []})
+    # Numbers as programs write them, and what is hard for statistics: counts that are mostly 0, a value that never changes.
+    some = ["1e5", "-0.0", "3.2E-4", "7", "0012.50"]
+    numbers = {"formats": [some[row % 5] for row in range(400)], "spikes": np.where(draw.random(400) < 0.03, 5000, 0)}
+    for name, column in {**numbers, "constant": [45] * 400}.items():
+        file = write(tmp_path / "in" / f"{name}.csv", {"timestamp": times(400), "value": column})
+        file.write_text(file.read_text() + "\n")  # an empty line at the end is no row
     counts = run(tmp_path / "in", tmp_path / "out")
-    assert counts["scored"] == 400
+    assert counts["scored"] == counts["records"] == 4 * 400
     found = csv_files(tmp_path / "out")
+    for name in (*numbers, "constant"):
+        lines = [line.rpartition(",") for line in found[f"{name}.csv"].decode().splitlines()[1 : 400 + 1]]
+        assert [row for row, _, _ in lines] == (tmp_path / "in" / f"{name}.csv").read_text().splitlines()[1 : 400 + 1]
+        assert all(0.0 <= float(score) <= 1.0 for _, _, score in lines)
+    assert max(float(score) for score in scores(found["constant.csv"])[:400]) < 0.1
     assert found["empty.csv"] == b"timestamp,value,anomaly_score\n"
     assert len(scores(found["gaps.csv"])) == 400
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.kafka import Cluster
 from tests.pipelines.continuous import Command, Tail, bits
-from tests.pipelines.detections import run, times, values, write
+from tests.pipelines.detections import run, swapped, times, values, write
 
 ROWS, SENSORS, PARTITIONS = 800, 4, 2
 pytestmark = pytest.mark.timeout(600)
@@ -28,6 +28,9 @@ def test_a_topic_scored_with_a_kill_gives_a_batch_s_bits(kafka: Cluster, tmp_pat
     kafka.send_parts(topic, parts)
     for sensor, x in series.items():
         write(tmp_path / "in" / f"{sensor}.csv", {"timestamp": times(ROWS), "sensor": [sensor] * ROWS, "value": x})
+    # Half-way another detector goes live, which goes on with the states of the first one.
+    for output, name in (("batch", "detect-anomalies"), ("out", "detect-anomalies-kafka")):
+        swapped(tmp_path / output, name, ROWS // 2)
     run(tmp_path / "in", tmp_path / "batch", by="sensor", mode="batch")
     params = {
         "bootstrap": kafka.bootstrap,
@@ -60,8 +63,10 @@ def test_a_topic_scored_with_a_kill_gives_a_batch_s_bits(kafka: Cluster, tmp_pat
         row["event_time"] = str(np.datetime64(row["event_time"].rstrip("Z"), "s")) + "+00:00"
         for name in ("value", "anomaly_score", "p_value"):
             row[name] = float(row[name])  # JSON writes 1.0 as 1
-    names = ("sensor", "event_time", "value", "anomaly_score", "p_value", "alarm")
+    names = ("sensor", "event_time", "value", "anomaly_score", "p_value", "alarm", "version", "digest")
     assert bits(rows, names) == bits(batch, names)
+    half = times(ROWS)[ROWS // 2]
+    assert {(row["event_time"] >= half.replace(" ", "T"), row["version"]) for row in batch} == {(False, 1), (True, 2)}
     alarms = Tail(kafka.bootstrap, f"{topic}-alarms")
     expected = [row for row in batch if row["alarm"]]
     assert expected

@@ -10,10 +10,13 @@ import pyarrow as pa
 import pytest
 
 from bench import nab
+from models.activation_log import ActivationLog
 from models.anomaly.clock import phases
+from models.registry import Registry
 from tests.models.anomaly.oracle import Oracle
+from tests.pipelines.detections import swapped
 from transforms.batches import EVENT_TIME, NAME_TYPE, ROW, SEQUENCE, SOURCE, TIME_TYPE, event_time_us
-from transforms.detection import ALARM, ALARMS, IN, OUT, P_VALUE, SCORE, SERIES, Detect
+from transforms.detection import ALARM, ALARMS, IN, OUT, P_VALUE, SCORE, SERIES, Detect, DetectorVersion
 
 STEP_US = 300_000_000  # five minutes
 SERIES_FOLDER = Path(__file__).parents[2] / "bench" / "nab_series"
@@ -76,6 +79,27 @@ def test_cutting_changes_no_bit(rows_a_cut: int) -> None:
     cut, cut_state = run(Detect(("value",)), table, rows_a_cut)
     assert cut.equals(whole)
     assert cut_state.equals(state)
+
+
+def test_another_version_goes_on_with_the_states(tmp_path: Path) -> None:
+    swap, count = 700, 1500
+    root = str(swapped(tmp_path, "job", 0) / "registry")
+    registry, log = Registry(root), ActivationLog(root, "anomalies")
+    log.activate(2, swap * STEP_US, by="test", reason="repeat alarms sooner")
+    first, second = (
+        DetectorVersion(root, "anomalies", number, registry.manifest("anomalies", number).digests.version, "job")
+        for number in (1, 2)
+    )
+    table = rows({"value": daily(count), "key": np.where(np.arange(count) % 3 == 0, "a", "b")})
+    given, _ = run(Detect(("value",), ("key",), version=first), table)
+    assert column(given, "version").tolist() == [1] * swap + [2] * (count - swap)
+    assert set(zip(column(given, "version"), column(given, "digest"), strict=True)) == {(1, first.digest), (2, second.digest)}
+    plain, _ = run(Detect(("value",), ("key",)), table)
+    assert given[SCORE][:swap].equals(plain[SCORE][:swap]) and not given[SCORE].equals(plain[SCORE])
+    # What is repeated counts otherwise, and all else, which rests on the states, is the same.
+    assert given[P_VALUE].equals(plain[P_VALUE])
+    cut, _ = run(Detect(("value",), ("key",), version=first), table, 97)
+    assert cut.equals(given)
 
 
 def test_thousands_of_keys_side_by_side_score_as_each_alone() -> None:

@@ -86,11 +86,11 @@ class Oracle:
             self.weight = self.weight * surprise.kept() + 1
         strength = math.floor(math.log(max(found, 1e-3)) / math.log(detector.SAME_STRENGTH))
         self.age += 1
-        fresh = strength > self.peak or self.age > detector.QUIET_ROWS
+        fresh = strength > self.peak or self.age > detector.DetectorConfig.quiet_rows
         if fresh:
             self.peak, self.age = strength, 0
         self._learn(x, phase, kind, error, coarse_error, expected, mean, deviation, seen, fine, fine_seen)
-        score = 1 - 2 ** (-(found if fresh else detector.REPEATED * found) / detector.SCALE)
+        score = 1 - 2 ** (-(found if fresh else detector.DetectorConfig.repeated * found) / detector.SCALE)
         return score, p, fresh
 
     def _learn(self, x, phase, kind, error, coarse_error, expected, mean, deviation, seen, fine, fine_seen) -> None:
