@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ from bench.cluster_streams import StreamConfig, make_stream
 from models.registry import Registry
 from pipelines import template as templates
 from pipelines.execute import Execution
-from runners.local_kafka import Broker, kafka_broker
+from tests.kafka import Cluster
 from tests.pipelines import jobs
-from tests.pipelines.continuous import PARTITIONS, Command, Tail, bits, create_topic, produce
+from tests.pipelines.continuous import PARTITIONS, Command, Tail, bits
 from tests.pipelines.test_cluster import assert_same
 
 ROWS = 2400
@@ -113,25 +113,17 @@ def test_micro_batches_on_an_engine(batch: dict[str, Path], tmp_path: Path, name
     assert_same(batch[name], tmp_path / name, name)
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with kafka_broker() as running:
-        yield running
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_continuously_with_a_kill(broker: Broker, batch: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_continuously_with_a_kill(kafka: Cluster, batch: dict[str, Path], tmp_path: Path, name: str) -> None:
     case, output = CASES[name], tmp_path / name
-    create_topic(broker.bootstrap, name, PARTITIONS)
-    produce(broker.bootstrap, name, [case.records[partition::PARTITIONS] for partition in range(PARTITIONS)])
-    topics = {f"{kind}_topic": f"{name}-{kind}" for kind in (*case.compared, "dead_letters")}
-    for topic in topics.values():
-        create_topic(broker.bootstrap, topic, 1)
-    more = {"bootstrap": broker.bootstrap, "topic": name, "mode": "continuous", "tick": "100s", "checkpoint_every": "1s"}
+    topic = kafka.topic(PARTITIONS)
+    kafka.send_parts(topic, [case.records[partition::PARTITIONS] for partition in range(PARTITIONS)])
+    topics = {f"{kind}_topic": kafka.topic() for kind in (*case.compared, "dead_letters")}
+    more = {"bootstrap": kafka.bootstrap, "topic": topic, "mode": "continuous", "tick": "100s", "checkpoint_every": "1s"}
     given = params(name, output, **topics, **more, out_of_orderness="10s")
     options = [part for key, value in given.items() for part in ("-p", f"{key}={value}")]
     command = Command(Path(f"{name}-kafka"), tmp_path / "log.txt", *options)
-    tails = {kind: Tail(broker.bootstrap, f"{name}-{kind}") for kind in case.compared}
+    tails = {kind: Tail(kafka.bootstrap, topics[f"{kind}_topic"]) for kind in case.compared}
     try:
         tails["predictions"].until(lambda rows: len(rows) > 0.3 * ROWS)
         command.kill()
@@ -141,8 +133,8 @@ def test_continuously_with_a_kill(broker: Broker, batch: dict[str, Path], tmp_pa
             expected = jobs.read(batch[name], kind).to_pylist()
             enough = len(expected)
             found = tails[kind].until(lambda rows, enough=enough: len(rows) >= enough, 10)
-            for row, name in itertools.product(found, {"distance", "score"} & set(names)):
-                row[name] = row[name] and float(row[name])  # JSON writes 1.0 as 1
+            for row, real in itertools.product(found, {"distance", "score"} & set(names)):
+                row[real] = row[real] and float(row[real])  # JSON writes 1.0 as 1
             assert bits(found, names) == bits(expected, names), kind
     finally:
         command.kill()
