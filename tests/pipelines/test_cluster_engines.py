@@ -105,8 +105,7 @@ def _run(name: str, given: Mapping[str, Any], **run: Any) -> None:
     assert outcome.finished and not outcome.problems, outcome.problems
 
 
-@pytest.mark.parametrize("runner", ["flink", "spark"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "runner"), [("cluster", "flink"), ("select-features", "spark")])
 def test_micro_batches_on_an_engine(batch: dict[str, Path], tmp_path: Path, name: str, runner: str) -> None:
     more = {"input": batch[name].parent / f"{name}-*.jsonl", "out_of_orderness": "1000d", "micro_batch_records": 1000}
     _run(name, params(name, tmp_path / name, **more), runner=runner, parallelism=2)
