@@ -18,7 +18,7 @@ import jinja2
 import numpy as np
 import plotly.offline
 
-from models.timeline import TRIALS
+from models.timeline import MIN_TIME_US, TRIALS
 from pipelines.parts import Parts
 from pipelines.report_charts import DARK, LIGHT, accuracy_chart, drift_chart, lead_chart, scores_chart, versions_chart
 from pipelines.report_data import BASELINE_SHARE, Measured, measure
@@ -260,6 +260,8 @@ def _cut(text: str) -> str:
 
 
 def _time(time_us: int) -> str:
+    if time_us <= MIN_TIME_US:
+        return "the beginning"
     text = str(np.datetime64(int(time_us), "us")).replace("T", " ")
     return text.removesuffix(".000000").removesuffix(":00")
 

@@ -19,6 +19,7 @@ from pipelines.report_data import Accuracy, Drift, Measured, Scores, Windows
 MAX_MARKS = 2_000  # beyond, marks lie on one another on any screen
 MAX_DRIFT_ROWS = 30
 MAX_NAME_LETTERS = 28
+_FEW_VERSIONS = 8  # the axis names each of them
 DRIFT_LIMIT = 3.0  # standard deviations at which the colour is full
 
 # By name, so that the page's style sheet uses the same ones. All distinct: a colour stands for its name.
@@ -239,6 +240,17 @@ def versions_chart(measured: Measured) -> go.Figure:
         hovertemplate="<b>version %{y}</b> from %{x|%d %b %Y %H:%M}<extra></extra>",
         showlegend=False,
     )
+    back = [place for place in range(1, len(numbers)) if numbers[place] < numbers[place - 1]]
+    if back:
+        figure.add_scatter(
+            x=[times[place] for place in back],
+            y=[numbers[place] for place in back],
+            mode="markers",
+            marker={"color": LIGHT["bad"], "size": 10, "symbol": "diamond"},
+            name="back to an earlier version",
+            customdata=[numbers[place - 1] for place in back],
+            hovertemplate="<b>from %{customdata} back to %{y}</b> at %{x|%d %b %Y %H:%M}<extra></extra>",
+        )
     filled = np.flatnonzero(measured.rows)
     spans = [(*_span(measured.windows, place), _versions(measured, place)) for place in filled.tolist()]
     x = _iso(_middles(measured.windows)[filled])
@@ -258,7 +270,8 @@ def versions_chart(measured: Measured) -> go.Figure:
                 hovertemplate="<b>%{y:,}</b> records by %{customdata[2]}<br>" + _SPAN + "<extra></extra>",
             )
     figure.update_layout(
-        yaxis={"domain": [0.38, 1], "title": {"text": "version"}, "tickformat": "d"},
+        yaxis={"domain": [0.38, 1], "title": {"text": "version"}, "tickformat": "d"}
+        | ({"dtick": 1} if numbers and max(numbers) - min(numbers) < _FEW_VERSIONS else {}),
         yaxis2={"domain": [0, 0.28], "title": {"text": "records"}, "rangemode": "tozero", "nticks": 4},
         xaxis={"anchor": "y2", "range": _range(measured.windows), "type": "date"},
         barmode="stack",

@@ -21,7 +21,7 @@ BASELINE_SHARE = 0.05  # drift is measured against this first part of the stream
 MAX_LABEL_ROWS = 6
 SCORE_BINS = 40
 OUTPUTS = ("prediction", "score")
-FROZEN = "first_"
+FROZEN, BESIDE = "first_", "beside_"
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,8 @@ def _features(parts: Parts, label: str | None) -> list[str]:
     """The kept numeric columns: neither reserved nor what a model gave; lineage has no such numbers."""
     given = {*OUTPUTS}
     given |= {name.removeprefix(FROZEN) for name in parts.types if name.startswith(FROZEN)}
-    given |= {FROZEN + name for name in given}
+    given |= {name.removeprefix(BESIDE) for name in parts.types if name.startswith(BESIDE)}
+    given |= {prefix + name for name in given for prefix in (FROZEN, BESIDE)}
     apart = {*RESERVED, *given, label}
     return [name for name, kind in parts.types.items() if name not in apart and pa.types.is_floating(kind)]
 
