@@ -220,7 +220,7 @@ def drift_chart(windows: Windows, drift: Drift) -> go.Figure | None:
             "showgrid": False,
             "zeroline": False,
         },
-        height=90 + 30 * len(rows),
+        height=max(90 + 30 * len(rows), 150),  # below that the axis is cut off
         hovermode="closest",
     )
     return figure
