@@ -55,6 +55,7 @@ bench: setup-dev engines
 	$(BIN)/python -m bench.anomalies
 	$(BIN)/python -m bench.kafka --short
 	$(BIN)/python -m bench.continuous
+	$(BIN)/python -m bench.continuous --rate 4000 --seconds 300 --swap-every 2 --speed 12 --plot out/bench/hour.html
 	$(BIN)/python -m bench.engines --rows 20000
 
 chaos: setup-dev engines

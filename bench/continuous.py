@@ -195,7 +195,9 @@ def _plot(sizes: list[tuple[int, int]], file: Path) -> None:
     figure.add_scatter(y=[kib / 1024 for kib in memory], name="memory of worker and Flink, MiB")
     figure.add_scatter(y=[size / 1024 for size in checkpoints], name="checkpoint, KiB")
     figure.update_layout(xaxis_title="seconds", template="plotly_white")
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.write_html(file, include_plotlyjs=True)
+    print(f"memory and checkpoint size over time: {file}")
 
 
 def _resident_kib(pid: int) -> int:
