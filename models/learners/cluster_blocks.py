@@ -74,8 +74,10 @@ class Blocks:
         def one(
             block: tf.Tensor, far: tf.Tensor, changes: tf.Tensor, moving: Moving
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Moving]:
-            start, count = starts[block], starts[block + 1] - starts[block]
-            rows = tf.slice(x, [start, 0], [self.block_rows, x.shape[1]])
+            # By `gather`: what a slice begins at XLA takes for a constant, and compiles anew for every length of a window.
+            start, end = tf.gather(starts, block), tf.gather(starts, block + 1)
+            rows = tf.gather(x, start + tf.range(self.block_rows))
+            count = end - start
             moving, rows, is_far = self.move(moving, rows, count)
             number = tf.reduce_sum(tf.cast(is_far, tf.int64))
             moving = tf.cond(number > 0, lambda: self._keep(moving, rows, is_far, number), lambda: moving)
