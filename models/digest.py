@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from models import storage
 
 # In a checkpoint, but not variables of the model: the shape of the object graph (saved_model.pb has it as well), and how often
 # a `tf.train.Checkpoint` saved.
@@ -110,6 +112,16 @@ def variables_digest(path: str) -> str:
             content = value.tobytes()
         _add(digest, key.encode(), dtype.encode(), repr(shape).encode(), content)
     return digest.hexdigest()
+
+
+def file_digests(path: str, notes: Container[str]) -> dict[str, str]:
+    """sha256 of the files in a local folder but the variables, which have a digest of their own, and our own notes."""
+    digests = {}
+    for name in storage.files(path):
+        if name not in notes and not name.startswith("variables/"):
+            with Path(path, name).open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def graph_digest(path: str) -> str:

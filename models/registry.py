@@ -32,6 +32,7 @@ from models.digest import (
     SAVED_MODEL,
     Digests,
     checkpoint_layout,
+    file_digests,
     read_saved_model,
     variables_digest,
     version_digest,
@@ -173,7 +174,7 @@ class Registry:
             except ValueError as error:
                 raise type(error)(str(error).replace(incoming, saved_model_dir)) from error  # a path that the user knows
             draft = Manifest(model, 0, digests, signature, parent, training, dict(metrics or {}), publication)
-            return self._place(incoming, replace(draft, files=_file_digests(incoming)), check, reference)
+            return self._place(incoming, replace(draft, files=file_digests(incoming, NOTES)), check, reference)
 
     def publish_variables(
         self,
@@ -205,7 +206,7 @@ class Registry:
             PublicationConflict, UnknownVersion, OSError: see `publish`.
         """
         origin = self.manifest(model, parent)
-        with self._incoming(model) as incoming, _local_copy(self.path(model, parent)) as theirs:
+        with self._incoming(model) as incoming, storage.local_copy(self.path(model, parent)) as theirs:
             for name in storage.files(theirs):
                 if name not in NOTES and not name.startswith("variables/"):
                     storage.link_or_copy(storage.join(theirs, name), storage.join(incoming, name))
@@ -248,7 +249,7 @@ class Registry:
         signing.check_if_required(f"version {version} of {model}", manifest.to_dict(), manifest.signed)
         if storage.is_local(path):
             check_inside(path, self.root)
-            if graph and manifest.files and (differing := _differing(manifest.files, _file_digests(path))):
+            if graph and manifest.files and (differing := _differing(manifest.files, file_digests(path, NOTES))):
                 raise VersionDamaged(
                     f"version {version} of {model} is not what was published: {', '.join(differing[:4])} changed. "
                     "Publish it again and activate that one."
@@ -270,7 +271,7 @@ class Registry:
         """
         expected, path = self.manifest(model, version), self.path(model, version)
         try:
-            with _local_copy(path) as local:
+            with storage.local_copy(path) as local:
                 came, signature = version_digest(local), Signature.from_saved_model(local)
         except ValueError as error:
             raise VersionDamaged(f"{model} {version} at {path} is damaged: {error}") from error
@@ -370,32 +371,11 @@ class Registry:
                 return manifest
 
 
-@contextlib.contextmanager
-def _local_copy(path: str) -> Iterator[str]:
-    """The folder itself where it is local, else a copy for as long as the block runs."""
-    if storage.is_local(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="midstream-") as local:
-        storage.copy_tree(path, local)
-        yield local
-
-
 def _read_number(file: str) -> int:
     try:
         return int(storage.read_text(file))
     except (FileNotFoundError, ValueError):
         return 0
-
-
-def _file_digests(path: str) -> dict[str, str]:
-    """sha256 of the files in a local folder but the variables, which have a digest of their own, and our own notes."""
-    digests = {}
-    for name in storage.files(path):
-        if name not in NOTES and not name.startswith("variables/"):
-            with Path(path, name).open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
 
 
 def _differing(expected: Mapping[str, str], came: Mapping[str, str]) -> list[str]:

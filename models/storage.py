@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import shutil
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -354,6 +355,17 @@ def remove_tree(path: str) -> None:
             shutil.rmtree(path)
     elif exists(path):
         _remote().delete(_files(path))
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A folder itself where it is local, else a copy for as long as the block runs."""
+    if is_local(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="midstream-") as local:
+        copy_tree(path, local)
+        yield local
 
 
 @contextlib.contextmanager
