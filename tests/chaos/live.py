@@ -96,7 +96,8 @@ class LiveJob:
         command = [sys.executable, "-m", *module, *self._arguments]
         if self.disk is not None:
             command = self.disk.enter(command)
-        environment = os.environ | (self.clock.environment if self.clock is not None else {})
+        # Who enters another mount namespace does not stay in the folder.
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | (self.clock.environment if self.clock is not None else {})
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
 
