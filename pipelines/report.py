@@ -23,6 +23,7 @@ from pipelines.parts import Parts
 from pipelines.report_charts import DARK, LIGHT, accuracy_chart, drift_chart, lead_chart, scores_chart, versions_chart
 from pipelines.report_data import BASELINE_SHARE, Measured, measure
 from pipelines.report_learnt import learnt_charts
+from pipelines.report_quality import quality_charts
 from pipelines.summary import Summary
 from transforms.batches import ROW, SOURCE
 
@@ -115,6 +116,9 @@ def write_report(
     if measured is not None and learner is not None:
         own = learnt_charts(output, measured.windows, *learner, versions)
         charts = [Chart(chart.name, chart.title, chart.text, chart.figure) for chart in own] + charts
+    if measured is not None:
+        found = quality_charts(output, measured.windows, activations)
+        charts[1:1] = [Chart(chart.name, chart.title, chart.text, chart.figure) for chart in found]
     figures = {chart.name: chart.figure.to_plotly_json() for chart in charts}
     # The default template is 7 kB of colours for chart types that are not here; the page has its own.
     for figure in figures.values():
