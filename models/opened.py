@@ -18,3 +18,9 @@ def shared_registry(root: str) -> Registry:
 def shared_log(root: str, model: str) -> ActivationLog:
     """The process's view of a model's activation log; it reads on by itself."""
     return ActivationLog(root, model)
+
+
+def forget() -> None:
+    """Opens everything anew from now on: for who deletes a registry."""
+    shared_registry.cache_clear()
+    shared_log.cache_clear()

@@ -219,6 +219,7 @@ def _template_help(name: str) -> str:
 
 def _clear(job: JobSpec) -> None:
     """Deletes what a job left, and nothing else; a folder that is not a job's stays untouched."""
+    from models.opened import forget
     from runners.checkpoint import LOCK, lock
 
     output = Path(job.output)
@@ -239,3 +240,4 @@ def _clear(job: JobSpec) -> None:
         if job.learner is not None and registry.absolute().is_relative_to(output.absolute()):
             shutil.rmtree(registry, ignore_errors=True)
         shutil.rmtree(checkpoint)
+    forget()

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.opened import forget
 from pipelines.detection.csv_output import STATE, CsvOutput
 from pipelines.detection.graph import OUTPUTS, SCORES, build_detection
 from pipelines.detection.job import DetectSpec
@@ -273,3 +274,4 @@ def clear(job: DetectSpec) -> None:
         elif job.registry is None:
             shutil.rmtree(output / "registry", ignore_errors=True)
         number += 1
+    forget()

@@ -243,8 +243,8 @@ def test_a_cluster_that_does_not_answer_and_a_topic_that_is_not_there(kafka: Clu
     nobody = KafkaClient("127.0.0.1:1", patience_s=0.3)
     with pytest.raises(KafkaUnavailable, match=r"127\.0\.0\.1:1 could not list the topics for 0\.3 s"):
         KafkaPlanner(topic_source(kafka, "t", client=nobody)).plan(START)
-    topic = kafka.topic()
-    with pytest.raises(ValueError, match=f"no topic 'nowhere' .*{topic}"):
+    kafka.topic()
+    with pytest.raises(ValueError, match="no topic 'nowhere' .*topics there: ."):
         KafkaPlanner(topic_source(kafka, "nowhere")).plan(START)
 
 
