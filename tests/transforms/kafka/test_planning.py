@@ -244,7 +244,7 @@ def test_a_cluster_that_does_not_answer_and_a_topic_that_is_not_there(kafka: Clu
     with pytest.raises(KafkaUnavailable, match=r"127\.0\.0\.1:1 could not list the topics for 0\.3 s"):
         KafkaPlanner(topic_source(kafka, "t", client=nobody)).plan(START)
     kafka.topic()
-    with pytest.raises(ValueError, match="no topic 'nowhere' .*topics there: ."):
+    with pytest.raises(ValueError, match=r"no topic 'nowhere' .*topics there: ."):
         KafkaPlanner(topic_source(kafka, "nowhere")).plan(START)
 
 
