@@ -7,6 +7,7 @@ thing everywhere, the in-process one is named here.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 
 import apache_beam as beam
@@ -32,6 +33,7 @@ class DirectGraph:
         # Beam would read sys.argv, which holds Midstream's own arguments.
         self._pipeline = beam.Pipeline(runner=self._runner, options=PipelineOptions([]))
         build(self._pipeline)
+        shutil.rmtree(self._pipeline.local_tempdir, ignore_errors=True)  # Beam deletes it only when the pipeline is run
 
     def run(self) -> PipelineResult:
         """Runs it to its end and gives its result, with the metrics.

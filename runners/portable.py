@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,7 @@ class PortableGraph:
         self._options = PipelineOptions(list(flags), **given)
         pipeline = beam.Pipeline(runner=PortableRunner(), options=self._options)
         build(pipeline)
+        shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)  # Beam deletes it only where it runs the pipeline itself
         place = environment if self._workers is None else self._workers.address
         graph = pipeline.to_runner_api(default_environment=ExternalEnvironment(place))
         self._graph: beam_runner_api_pb2.Pipeline = PortableRunner._optimize_pipeline(graph, self._options)
