@@ -122,7 +122,10 @@ def _drive(
     bootstrap: str,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    producer, log = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5}), ActivationLog(str(registry), "line")
+    producer, log = (
+        Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5}),
+        ActivationLog(str(registry), "line"),
+    )
     sent_at: list[float] = []
     zero = time.time()
 

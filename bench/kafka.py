@@ -42,7 +42,7 @@ def fill(bootstrap: str, topic: str, rows: int) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap})
     for name, partitions in ((topic, PARTITIONS), *((f"{topic}-{name}", 1) for name in CONTENDERS)):
         admin.create_topics([NewTopic(name, num_partitions=partitions)])[name].result()
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20})
+    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 20})
     values = np.random.default_rng(SEED).normal(size=(rows, len(FEATURES))).round(6)
     for number, row in enumerate(values.tolist()):
         text = json.dumps({"time": number, **dict(zip(FEATURES, row, strict=True))})

@@ -48,7 +48,7 @@ class Cluster:
 
     def send(self, topic: str, messages: Iterable[Any], partition: int = 0) -> None:
         """JSON of what is not bytes; None is a tombstone."""
-        producer = Producer(self._settings | {"linger.ms": 5})
+        producer = Producer(self._settings | {"enable.idempotence": True, "linger.ms": 5})
         for message in messages:
             value = message if message is None or isinstance(message, bytes) else json.dumps(message).encode()
             producer.produce(topic, value, partition=partition)

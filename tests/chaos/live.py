@@ -80,7 +80,10 @@ class LiveJob:
         self._sender.start()
 
     def _send(self, bootstrap: str) -> None:
-        producer, begun = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5}), time.monotonic()
+        producer, begun = (
+            Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5}),
+            time.monotonic(),
+        )
         while not self._ended.wait(0.01):
             for number in range(self.sent, int((time.monotonic() - begun) * RATE)):
                 record = {"id": number, "time": time.time_ns() // 1000, "a": number % 100 / 10, "b": number % 7 / 10}

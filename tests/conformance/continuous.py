@@ -67,7 +67,7 @@ def _from_topics(job: JobSpec, bootstrap: str, settings: dict[str, Any]) -> JobS
 
 
 def _send(bootstrap: str, topic: str, lines: list[bytes]) -> None:
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20})
+    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 20})
     for line in lines:
         while True:
             try:

@@ -56,7 +56,7 @@ class ReadTopic(beam.PTransform):
 
         Args:
             source: the topic.
-            idle_us: after so long without news a partition does not hold the stream; None: it always does.
+            idle_us: after so long without news, at its end, a partition does not hold the stream; None: it always does.
             until_now: read what is there when the job starts, and then lead the stream to its end.
             count: name of the counter of records.
         """
@@ -203,8 +203,7 @@ class ReadLive(beam.DoFn):
                 yield TimestampedValue(batch, Timestamp(micros=int(event_time_us(batch).to_numpy().min())))
             partitions[number] = replace(part, newest_us=newest_us)
         for number, offset in reader.topic.positions.items():
-            silent = self._idle_us is not None and reader.silent_s(number) > self._idle_us / 1e6
-            partitions[number] = replace(partitions[number], offset=offset, idle=silent)
+            partitions[number] = replace(partitions[number], offset=offset, idle=reader.idle(number, self._idle_us))
         place = place.moved_on(partitions, self._source.out_of_orderness_us)
         noted.write(place.pack())
         _readers.put(self._source, reader, place.open)
@@ -248,9 +247,10 @@ class _OpenReader:
             self.news_at[number] = time.monotonic()
         return came
 
-    def silent_s(self, number: int) -> float:
-        """How long a partition has brought nothing."""
-        return time.monotonic() - self.news_at.setdefault(number, time.monotonic())
+    def idle(self, number: int, after_us: int | None) -> bool:
+        """Whether a partition that was read to its end has brought nothing for so long. One that is only slow never is."""
+        silent_s = time.monotonic() - self.news_at.setdefault(number, time.monotonic())
+        return after_us is not None and number in self.topic.at_end and silent_s > after_us / 1e6
 
 
 class _Readers:

@@ -141,6 +141,7 @@ class TopicReader:
 
     Attributes:
         positions: by partition, up to where everything was given that is committed.
+        at_end: the partitions of which there was nothing more when last heard of.
     """
 
     def __init__(self, source: KafkaSource, starts: Mapping[int, int], **settings: Any) -> None:
@@ -157,6 +158,7 @@ class TopicReader:
         self._consumer: Consumer = source.client.consumer(error_cb=self._patience.note, **settings)
         self._consumer.assign([TopicPartition(source.topic, number, offset) for number, offset in starts.items()])
         self.positions = dict(starts)
+        self.at_end: set[int] = set()
         decoder = source.decoder(0)
         self._with_keys, self._with_timestamps = decoder.wants_keys, decoder.wants_timestamps
 
@@ -205,9 +207,11 @@ class TopicReader:
         for message in came:
             if (error := message.error()) is None:
                 by_partition.setdefault(message.partition(), []).append(message)
+                self.at_end.discard(message.partition())
             elif error.code() == KafkaError._PARTITION_EOF:
                 # What is behind the last message up to here are marks of transactions and aborted records.
                 self.positions[message.partition()] = max(self.positions[message.partition()], message.offset())
+                self.at_end.add(message.partition())
                 answered = True
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 partition = message.partition()

@@ -22,7 +22,9 @@ from transforms.sources import stamp_watermark
 def produce(
     bootstrap: str, topic: str, values: list[tuple[int, bytes]], *, transaction: bool = False, abort: bool = False
 ) -> None:
-    producer = Producer({"bootstrap.servers": bootstrap} | ({"transactional.id": topic} if transaction else {}))
+    producer = Producer(
+        {"bootstrap.servers": bootstrap, "enable.idempotence": True} | ({"transactional.id": topic} if transaction else {})
+    )
     if transaction:
         producer.init_transactions()
         producer.begin_transaction()
@@ -162,3 +164,23 @@ def test_silent_partitions_do_not_hold_the_stream_if_they_may_not_and_their_old_
         rows += [given.value for given in step.read(place, wake)]
     (old,) = [batch for batch in rows if batch.column("n")[0].as_py() == 2]
     assert old.column(WATERMARK)[0].as_py() > 50_000_000
+
+
+def test_a_partition_with_more_to_read_is_not_idle_however_long_it_takes(source) -> None:
+    bootstrap, topic = source.client.bootstrap, source.topic
+    produce(bootstrap, topic, [(1, record(50, number)) for number in range(100)])
+    place, wake = Kept(), Kept()
+    step = ReadLive(source, 200_000, False, "records")
+    step.process((0, b""), place, wake)
+    rows = [row for given in step.read(place, wake) for row in given.value.to_pylist()]
+    reader = kafka_source._readers._waiting[source]
+    reader.topic.pause(1)  # its broker takes its time
+    while not reader.idle(2, 400_000):
+        produce(bootstrap, topic, [(0, record(100, 1000))])
+        for given in step.read(place, wake):
+            rows += given.value.to_pylist()
+    assert wake.hold.micros <= 48_000_000 - 1
+    reader.topic.resume(1)
+    while sum(row["n"] < 1000 for row in rows) < 100:
+        rows += [row for given in step.read(place, wake) for row in given.value.to_pylist()]
+    assert all(row[WATERMARK] <= 48_000_000 for row in rows if row["n"] < 1000)
