@@ -73,17 +73,24 @@ class ActivationLog:
         return self._sequence.topic
 
     def entries(self) -> tuple[Entry, ...]:
-        """All entries, in order. Reads only files that were not read before.
+        """All entries, in order, read anew; see `decisions` for those that a job asks for again and again.
 
         Raises:
             LogCorrupt: a file is missing or garbled.
         """
-        return self._sequence.refreshed().entries
+        return self._sequence.all()
 
-    def refresh(self) -> tuple[Entry, ...]:
-        """Reads on; returns the entries that are new since the last call of any method."""
-        seen = len(self._sequence.view.entries)
-        return self._sequence.refreshed().entries[seen:]
+    def decisions(self) -> tuple[Activation | Pause, ...]:
+        """All entries but seals, in order. Reads only what was not read before.
+
+        Raises:
+            LogCorrupt: see `entries`.
+        """
+        return self._sequence.refreshed().decisions
+
+    def activations(self) -> list[Activation]:
+        """The activations among `decisions`."""
+        return [entry for entry in self.decisions() if isinstance(entry, Activation)]
 
     def timeline(self) -> Timeline:
         """Which version is live when, by all entries up to now."""
@@ -146,7 +153,7 @@ class ActivationLog:
     def _known(self, after: int | None, draft: Callable[[LogView], NewEntry]) -> Callable[[LogView], NewEntry]:
         def checked(view: LogView) -> NewEntry:
             entry, last = draft(view), view.last_decision
-            if after is not None and last is not None and last.sequence > after and entry.sequence > len(view.entries):
+            if after is not None and last is not None and last.sequence > after and entry.sequence > view.length:
                 what = f"{last.kind} to version {last.version}" if isinstance(last, Activation) else "pause"
                 raise SomebodyWasFirst(
                     f"{last.by} was first, at {last.at}: entry {last.sequence}, {what}, because: {last.reason}. Nothing was "
@@ -181,10 +188,10 @@ class ActivationLog:
 
         def draft(view: LogView) -> Pause:
             _check_name(by)
-            last = next((entry for entry in reversed(view.entries) if isinstance(entry, Pause)), None)
+            last = view.last_pause
             if last is not None and last.paused == paused:
                 return last
-            return Pause(len(view.entries) + 1, paused, reason, by, now_text())
+            return Pause(view.length + 1, paused, reason, by, now_text())
 
         return self._sequence.append(draft)
 
@@ -294,7 +301,7 @@ class ActivationLog:
             _check_name(by)
             if by in view.seals and view.seals[by].until_us >= boundary:
                 return view.seals[by]
-            return Seal(len(view.entries) + 1, boundary, by, now_text())
+            return Seal(view.length + 1, boundary, by, now_text())
 
         return self._sequence.append(draft)
 
@@ -322,7 +329,7 @@ class ActivationLog:
         seal = view.furthest_seal(unless_by=new.by)
         if boundary >= MAX_TIME_US or (seal and boundary < seal.until_us):
             raise ActivationInPast(self._refusal(new.version, boundary, view, seal or view.furthest_seal()))
-        return replace(new, sequence=len(view.entries) + 1, effective_from_us=boundary, at=now_text())
+        return replace(new, sequence=view.length + 1, effective_from_us=boundary, at=now_text())
 
     def _earliest(self, view: LogView) -> int:
         seal = view.furthest_seal()

@@ -68,12 +68,23 @@ class LogSequence:
         """
         with self._lock:
             while True:
-                came = self._store.read(len(self.view.entries))
+                came = self._store.read(self.view.length)
                 moved = moved_to(came[-1]) if came else None
                 self._take(came if moved is None else came[:-1])
                 if moved is None:
                     return self.view
                 self._go_to(moved)
+
+    def all(self) -> tuple[Entry, ...]:
+        """All entries up to now, read anew: the view keeps only those that count.
+
+        Raises:
+            LogCorrupt: an entry is missing or garbled.
+        """
+        with self._lock:
+            view = self.refreshed()
+            texts = self._store.read(0)[: view.length]
+            return tuple(self._entry(sequence, text) for sequence, text in enumerate(texts, start=1))
 
     def append(self, draft: Callable[[LogView], NewEntry]) -> NewEntry:
         """Appends an entry.
@@ -87,15 +98,15 @@ class LogSequence:
         while True:
             view, grid_us = self.refreshed(), self.grid_us
             entry = draft(view)
-            if entry.sequence <= len(view.entries):
+            if entry.sequence <= view.length:
                 return entry  # it was there
-            if not view.entries:
+            if not view.length:
                 self._begin()
                 if self.grid_us != grid_us:
                     continue  # somebody began the log with another grid
             if self._store.create(entry.sequence, to_json(entry)):
                 with self._lock:
-                    if len(self.view.entries) == len(view.entries):  # otherwise another thread has read it
+                    if self.view.length == view.length:  # otherwise another thread has read it
                         self.view = view.extended([entry])
                 return entry
 
@@ -120,13 +131,12 @@ class LogSequence:
             if self.topic is not None:
                 if self.topic.topic != place.topic:
                     raise LogError(f"the log of {self._model} is in topic {self.topic.topic} at {self.topic.bootstrap} already")
-                return len(view.entries)
-            if view.entries or target.header() is None:
+                return view.length
+            if view.length or target.header() is None:
                 target.begin(self._header())
             self._check_header(target, place)
             there = target.read(0)
-            for sequence, entry in enumerate(view.entries, start=1):
-                text = to_json(entry)
+            for sequence, text in enumerate(self._store.read(0)[: view.length], start=1):
                 if sequence <= len(there) and json.loads(there[sequence - 1]) != json.loads(text):
                     raise LogError(
                         f"topic {place.topic} holds another log than {self._folder}: entry {sequence} differs; name another one"
@@ -135,15 +145,15 @@ class LogSequence:
                     break  # somebody else copies, too
             else:
                 # The last entry of the folder; who is faster with another one has that copied, too.
-                if self._store.create(len(view.entries) + 1, place.to_json(len(view.entries) + 1)):
-                    return len(self.refreshed().entries)
+                if self._store.create(view.length + 1, place.to_json(view.length + 1)):
+                    return self.refreshed().length
 
     def _take(self, texts: list[str]) -> None:
         if not texts:
             return
-        if not self.view.entries:
+        if not self.view.length:
             self._adopt_grid()
-        first = len(self.view.entries) + 1
+        first = self.view.length + 1
         self.view = self.view.extended([self._entry(number, text) for number, text in enumerate(texts, start=first)])
 
     def _entry(self, sequence: int, text: str) -> Entry:
@@ -168,7 +178,7 @@ class LogSequence:
         there = json.loads(target.header() or "{}")
         if there.get("model") != self._model:
             raise LogError(f"topic {place.topic} holds the log of model {there.get('model')!r}: a log has a topic of its own")
-        if self.view.entries and there.get("grid_us") != self.grid_us:
+        if self.view.length and there.get("grid_us") != self.grid_us:
             raise LogError(f"topic {place.topic} holds a log with a refresh grid of {there.get('grid_us')}, not {self.grid_us}")
 
     def _begin(self) -> None:

@@ -267,7 +267,7 @@ class Execution:
         sources = {RECORDS: self.resolved.records, LABELS: self.resolved.labels}
         reads = {name: tuple(source.all_tasks(self.resolved.ordered)) for name, source in sources.items() if source is not None}
         for _ in range(_TRIES):
-            before = len(self._log.entries())
+            before = len(self._log.activations())
             counts = self._run(BoundedRun(0, reads, timeline=self._log.timeline()))
             if not self._log_changed(before):
                 break
@@ -290,8 +290,8 @@ class Execution:
         if latest is None:
             return False
         self._log.seal(latest + 1, by=self.job.name)
-        new = self._log.entries()[before:]
-        return any(isinstance(e, Activation) and e.by != self.job.name and e.effective_from_us <= latest for e in new)
+        new = self._log.activations()[before:]
+        return any(entry.by != self.job.name and entry.effective_from_us <= latest for entry in new)
 
     def _run(self, run: BoundedRun) -> dict[str, int]:
         self._discard(run.number)
@@ -347,7 +347,7 @@ class Execution:
         if self.job.kind == "learn":
             return Outcome(None, None, finished, counts, self._notices + letters)
         registry = Registry(self.job.model.registry)
-        activations = [asdict(entry) for entry in self._log.entries() if isinstance(entry, Activation)]
+        activations = [asdict(entry) for entry in self._log.activations()]
         versions = [_as_dict(registry.manifest(self.job.model.name, v)) for v in registry.versions(self.job.model.name)]
         label = self.job.labels.column if self.job.labels else None
         if label is not None and self.resolved.outputs is not None and "prediction" not in self.resolved.outputs.names:

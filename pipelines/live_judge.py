@@ -117,7 +117,7 @@ class LiveJudge:
         return self._log.sealed_us(job.name) > question.since_us + (job.model.guard or 0) + late_us
 
     def _begin(self, question: Question) -> None:
-        entry = self._log.entries()[question.sequence - 1]
+        entry = next(entry for entry in self._log.decisions() if entry.sequence == question.sequence)
         from_ms = int(datetime.fromisoformat(entry.at).timestamp() * 1000) - _CLOCKS_MS
         for name, topic in self._topics.items():
             asked = Topic(self._client, topic)

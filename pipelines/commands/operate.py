@@ -212,17 +212,16 @@ def pause(registry: str, model: str, resume: bool, reason: str, dry_run: bool, a
 def log(registry: str, model: str, last: int | None, as_json: bool) -> None:
     """Show the activation log of a model: what was live or on trial from when on, by whom, and why."""
     from models.activation_log import Activation, ActivationLog
-    from models.activations import Seal
 
     rows: list[tuple[Any, ...]] = []
-    for entry in ActivationLog(registry, model).entries():
+    for entry in ActivationLog(registry, model).decisions():
         if isinstance(entry, Activation):
             share = None if entry.share == 1.0 else f"{entry.share:.0%}"
             when = time_text(entry.effective_from_us)
             rows.append(
                 (entry.sequence, entry.version, when, entry.kind, share, entry.reason, entry.by, entry.at, entry.evidence)
             )
-        elif not isinstance(entry, Seal):
+        else:
             kind = "pause" if entry.paused else "resume"
             rows.append((entry.sequence, None, None, kind, None, entry.reason, entry.by, entry.at, None))
     names: tuple[str, ...] = ("entry", "version", "live from (event time)", "kind", "share", "reason", "by", "at", "evidence")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.activation_log import Activation, ActivationLog
+from models.activation_log import ActivationLog
 from models.registry import Registry
 from pipelines.detection.job import DetectSpec
 from transforms.detection import Detect, DetectorVersion
@@ -26,6 +26,6 @@ def with_version(job: DetectSpec, step: Detect) -> Detect:
         found = registry.publish(model, exported(columns, step.seed), publication=publication)
     log = ActivationLog(root, model)
     # Once: a job that is gone on with must not take back what somebody activated since.
-    if not any(isinstance(entry, Activation) and entry.version == found.version for entry in log.entries()):
+    if not any(entry.version == found.version for entry in log.activations()):
         log.activate(found.version, by=job.name, reason="the detector that this job began with")
     return replace(step, version=DetectorVersion(root, model, found.version, found.digests.version, job.name))

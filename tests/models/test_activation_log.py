@@ -155,12 +155,25 @@ def test_a_log_keeps_its_grid(root):
 def test_a_log_is_tailed_and_survives_pickling(root, monkeypatch):
     writer, reader = ActivationLog(root, "m"), ActivationLog(root, "m")
     one = writer.activate(1, by="ann", reason="r")
-    assert reader.refresh() == (one,) and reader.refresh() == ()
+    assert reader.decisions() == (one,)
     two = writer.seal(S, "job")
     read = []
     monkeypatch.setattr(LogFiles, "_read", lambda self, number, real=LogFiles._read: read.append(number) or real(self, number))
-    assert pickle.loads(pickle.dumps(reader)).refresh() == reader.refresh() == (two,)
+    assert pickle.loads(pickle.dumps(reader)).sealed_us("job") == reader.sealed_us("job") == S
     assert read == [2, 2], "only what was not read before"
+    assert reader.entries() == (one, two)
+
+
+def test_who_follows_a_log_keeps_no_seals_but_the_furthest(root):
+    writer, reader = ActivationLog(root, "m"), ActivationLog(root, "m")
+    sizes = []
+    for number in range(1, 41):
+        writer.seal(number * S, "job")
+        assert reader.sealed_us("job") == number * S
+        sizes.append(len(pickle.dumps(reader)))
+    assert max(sizes) - min(sizes) < 100
+    late = writer.activate(1, by="ann", reason="behind all seals")
+    assert reader.live(40 * S) == late and reader.decisions() == (late,) and len(reader.entries()) == 41
 
 
 @pytest.mark.parametrize(

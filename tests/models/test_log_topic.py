@@ -51,7 +51,7 @@ def test_a_log_moves_with_its_entries_and_whoever_has_it_open_follows(root, plac
     assert second.sequence == 3 and second.effective_from_us == sealed.until_us == 10 * S
     for log in (job, copied, pickle.loads(pickle.dumps(job)), ActivationLog(root, "m")):
         assert log.entries() == (first, sealed, second)
-        assert log.grid_us == 5 * S and log.refresh() == ()
+        assert log.grid_us == 5 * S and log.decisions() == (first, second)
     assert job.seal(20 * S, "job").sequence == 4
     with pytest.raises(ActivationInPast, match="job 'job' has begun to serve"):
         writer.activate(3, 11 * S, by="ann", reason="r")
