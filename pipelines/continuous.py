@@ -240,8 +240,15 @@ class ContinuousPlan:
         if not file.exists():
             make_topics(client, map(default_topic, dict.fromkeys(wanted.values())))
             spec = TopicsSpec(client, wanted, keys, "")
-            write_atomically(file, json.dumps(asdict(_Begun(f"{resolved.job.name}-{uuid.uuid4().hex[:12]}", spec.ends()))))
+            id, shards = f"{resolved.job.name}-{uuid.uuid4().hex[:12]}", resolved.job.run.parallelism
+            write_atomically(file, json.dumps(asdict(_Begun(id, spec.ends(), shards))))
         begun = json.loads(file.read_text())
+        if begun.get("shards", 1) != resolved.job.run.parallelism:
+            # Which messages are whose depends on it, and so what a shard knows again after a recovery.
+            raise JobError(
+                f"the job of {resolved.job.output} was begun with --parallelism {begun.get('shards', 1)} and keeps that: "
+                "go on with it, or begin anew with --fresh or another output folder"
+            )
         return cls(resolved, TopicsSpec(client, wanted, keys, begun["id"], str(folder / "written")), begun["ends"], folder)
 
     @staticmethod
@@ -323,3 +330,4 @@ class ContinuousPlan:
 class _Begun:
     id: str
     ends: Ends
+    shards: int

@@ -80,7 +80,7 @@ def test_a_closed_loop_killed_twice_gives_the_batch_s_bits(kafka: Cluster, recor
     assert counts == {"predictions": ROWS, "dead_letters": 0, "evaluations": ROWS}
 
 
-def test_versions_go_live_in_a_running_job_and_a_stop_is_gone_on_from(kafka: Cluster, tmp_path) -> None:
+def test_versions_go_live_in_a_running_job_of_two_tasks_that_is_stopped_and_killed(kafka: Cluster, tmp_path) -> None:
     registry = tmp_path / "registry"
     jobs.publish(registry, jobs.save_module(tmp_path / "line"))
     steep = Registry(str(registry)).publish("line", str(jobs.save_module(tmp_path / "steep", slope=-2.0))).version
@@ -101,6 +101,7 @@ def test_versions_go_live_in_a_running_job_and_a_stop_is_gone_on_from(kafka: Clu
     command = Command(
         Path("serve-kafka"),
         tmp_path / "log.txt",
+        *("--parallelism", "2"),
         *[part for name, value in params.items() for part in ("-p", f"{name}={value}")],
     )
     predictions = Tail(kafka.bootstrap, into)
@@ -132,12 +133,18 @@ def test_versions_go_live_in_a_running_job_and_a_stop_is_gone_on_from(kafka: Clu
         assert command.wait() == 0, command.told()
         command.start()
         send(200)
+        for share in range(3):  # of each task something is not in a checkpoint yet
+            send(50)
+            if share < 2:
+                command.kill()
+                command.start()
     finally:
         command.process.send_signal(signal.SIGTERM)
         command.wait()
         predictions.close()
     rows = predictions.rows
     assert sorted(row["id"] for row in rows) == list(range(sent))
+    assert json.loads(command.told().strip().splitlines()[-1])["predictions"] == sent, "each task counts its own"
     slopes = {1: 1.0, steep: -2.0}
     assert all(abs(slopes[row["version"]] * row["a"] + 0.5 - row["score"]) < 1e-5 for row in rows)
     timeline = ActivationLog(str(elsewhere), "line").timeline()

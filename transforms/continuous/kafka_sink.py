@@ -6,8 +6,8 @@ stands behind that when the sink starts again has been written already. What the
 the same bytes again, and left out.
 
 Two instances never write at once: each bundle is one transaction of a `transactional.id` of its shard, and opening that shuts
-    out
-whoever had it before, his open transaction included. Readers that set `isolation.level=read_committed` see every message once.
+out whoever had it before, his open transaction included. Where there are several shards, each message names its own in a
+header, so that a shard knows its messages again. Readers that set `isolation.level=read_committed` see every message once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -38,6 +38,7 @@ from transforms.continuous.advance import LAST_US
 from transforms.kafka.publishing import json_messages
 
 _BEGIN = ""  # in place of the name of an output
+SHARD_HEADER = "midstream-shard"
 Message = tuple[str, str | None, bytes]  # topic, key, value
 Ends = dict[str, dict[int, int]]  # by topic and partition, the offset behind the last message
 _POLL_S = 0.1  # a poll returns what has come after this, and waits no longer for more
@@ -107,7 +108,7 @@ class WriteTopics(beam.PTransform):
         (any_stream,) = list(streams.values())[:1]
         begin = any_stream.pipeline | beam.Impulse()
         keyed.append(begin | "shards" >> beam.FlatMap(_each_shard, self._shards).with_output_types(hint))
-        write = Write(self._spec, self._starts, self._finished)
+        write = Write(self._spec, self._starts, self._finished, self._shards)
         return keyed | beam.Flatten() | "write" >> beam.ParDo(write).with_output_types(int)
 
 
@@ -134,8 +135,8 @@ class Write(beam.DoFn):
     NOTED = ReadModifyWriteStateSpec("noted", BytesCoder())
     END = TimerSpec("end", TimeDomain.WATERMARK)
 
-    def __init__(self, spec: TopicsSpec, starts: Ends, finished: str | None = None) -> None:
-        self._spec, self._starts, self._finished = spec, starts, finished
+    def __init__(self, spec: TopicsSpec, starts: Ends, finished: str | None = None, shards: int = 1) -> None:
+        self._spec, self._starts, self._finished, self._shards = spec, starts, finished, shards
         self._written = Metrics.counter("midstream", "written")
         self._before = Metrics.counter("midstream", "written_before")
 
@@ -155,7 +156,7 @@ class Write(beam.DoFn):
             end.set(Timestamp(micros=LAST_US))
             return
         if shard not in self._writers:
-            self._writers[shard] = _writer(self._spec, shard)
+            self._writers[shard] = _writer(self._spec, shard, self._shards)
         recorded = noted.read()
         writer = self._writers[shard]
         if not writer.follows(recorded):
@@ -184,8 +185,9 @@ class Write(beam.DoFn):
 class _Writer:
     """The one writer of a shard in this process."""
 
-    def __init__(self, spec: TopicsSpec, shard: int) -> None:
+    def __init__(self, spec: TopicsSpec, shard: int, shards: int) -> None:
         self._spec, self._shard = spec, shard
+        self._headers = [(SHARD_HEADER, str(shard).encode())] if shards > 1 else []
         self._producer: Any = None
         self._token = ""
         self._number = 0
@@ -248,7 +250,7 @@ class _Writer:
         for topic, key, value in messages:
             while True:
                 try:
-                    producer.produce(topic, value, key, on_delivery=delivered)
+                    producer.produce(topic, value, key, on_delivery=delivered, headers=self._headers)
                     break
                 except BufferError:
                     producer.poll(1.0)
@@ -275,15 +277,15 @@ class _Writer:
                     place = TopicPartition(topic, number, self._ends.setdefault(topic, {}).setdefault(number, 0))
                     what = f"tell the end of {topic}/{number}"
                     _, end = self._spec.client.patiently(what, partial(ends, plain, place))
-                    yield from ((topic, value) for value in _values(consumer, place, end))
+                    yield from ((topic, value) for value in _values(consumer, place, end, self._headers))
                     self._ends[topic][number] = max(end, self._ends[topic][number])
         finally:
             plain.close()
             consumer.close()
 
 
-def _values(consumer: Consumer, place: TopicPartition, end: int) -> Iterator[bytes]:
-    """The committed messages of a partition from a place on."""
+def _values(consumer: Consumer, place: TopicPartition, end: int, headers: Sequence[tuple[str, bytes]]) -> Iterator[bytes]:
+    """The committed messages of a partition from a place on, of those that have all of these headers."""
     position = place.offset
     if position < end:
         consumer.assign([place])
@@ -293,7 +295,7 @@ def _values(consumer: Consumer, place: TopicPartition, end: int) -> Iterator[byt
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
                 raise KafkaException(error)
             position = message.offset() + (error is None)
-            if error is None and message.offset() < end:
+            if error is None and message.offset() < end and set(headers) <= set(message.headers() or ()):
                 yield message.value() or b""
 
 
@@ -305,7 +307,7 @@ _writers: dict[tuple[str, str, int], _Writer] = {}
 _lock = threading.Lock()
 
 
-def _writer(spec: TopicsSpec, shard: int) -> _Writer:
+def _writer(spec: TopicsSpec, shard: int, shards: int) -> _Writer:
     """The process's writer for a shard; the bundles of a shard come one after the other, in whichever instance of the DoFn."""
     with _lock:
-        return _writers.setdefault((spec.client.bootstrap, spec.job, shard), _Writer(spec, shard))
+        return _writers.setdefault((spec.client.bootstrap, spec.job, shard), _Writer(spec, shard, shards))

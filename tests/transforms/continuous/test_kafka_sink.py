@@ -31,15 +31,15 @@ class State:
 class Job:
     """Bundles of one shard, checkpoints, and going back to one in the same process or a new one."""
 
-    def __init__(self, spec: TopicsSpec) -> None:
-        self.spec, self.starts, self.state = spec, spec.ends(), State()
-        self.step = Write(spec, self.starts)
+    def __init__(self, spec: TopicsSpec, shard: int = 0, shards: int = 1) -> None:
+        self.spec, self.starts, self.state, self.shard = spec, spec.ends(), State(), shard
+        self.step = Write(spec, self.starts, shards=shards)
 
     def bundle(self, *numbers: int, output: str = "predictions", commit: bool = True) -> None:
         self.step.start_bundle()
         for number in numbers:
             batch = pa.RecordBatch.from_pydict({SOURCE: pa.array(["in/0"]).cast(NAME_TYPE), "number": pa.array([number])})
-            self.step.process((0, (output, batch)), self.state, None)
+            self.step.process((self.shard, (output, batch)), self.state, None)
         if commit:
             self.step.finish_bundle()
 
@@ -111,6 +111,23 @@ def test_a_job_that_goes_back_twice_and_gives_in_another_order_writes_nothing_tw
     job.bundle(4, 5, 10)
     assert committed(job.spec.client.bootstrap, job.spec.topics["predictions"]) == [1, 2, 3, 4, 5, 9, 9, 10]
     assert json.loads(job.state.value)["counts"][job.spec.topics["predictions"]] == 7  # before its last bundle
+
+
+def test_a_shard_knows_its_own_messages_from_those_of_another(job) -> None:
+    one, other = (Job(job.spec, shard, 2) for shard in (0, 1))
+    one.bundle(1, 2)
+    other.bundle(1)
+    checkpoint = one.state.value
+    one.bundle(3)
+    other.bundle(3, 4)
+    one.go_back(checkpoint, new_process=True)
+    one.bundle(3, 4)  # its own 3 stands there, and no 4 yet
+    one.bundle(5)
+    other.go_back(None, new_process=False)
+    other.bundle(1, 3, 4, 6)
+    assert sorted(committed(job.spec.client.bootstrap, job.spec.topics["predictions"])) == [1, 1, 2, 3, 3, 4, 4, 5, 6]
+    topic = job.spec.topics["predictions"]
+    assert [json.loads(shard.state.value)["counts"][topic] for shard in (one, other)] == [4, 3]  # before their last bundles
 
 
 def test_equal_messages_count_as_often_as_they_are_given(job) -> None:
