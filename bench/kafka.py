@@ -6,6 +6,7 @@ keeps offsets and commits so that it can be killed, looks up each record's versi
 
 - plain loop: confluent-kafka, `json.loads`, NumPy, the SavedModel, `json.dumps`, as most would write it
 - Arrow loop: the same with Arrow's reader of JSON, and rows made into JSON by Arrow: what a loop can be at its best
+- continuous: the same job of Midstream's on Flink, without any cuts; it works off what is in the topic, a transaction a bundle
 """
 
 from __future__ import annotations
@@ -140,9 +141,8 @@ def _arrow(folder: Path, bootstrap: str, topic: str) -> None:
     _Loop(folder, bootstrap, topic, "arrow").run(_arrow_answer)
 
 
-def _midstream(folder: Path, bootstrap: str, topic: str) -> None:
+def _job(folder: Path, bootstrap: str, topic: str, **more: Any) -> Any:
     from pipelines import template
-    from pipelines.execute import Execution
 
     found, here = template.load("serve-kafka")
     given = {
@@ -153,15 +153,33 @@ def _midstream(folder: Path, bootstrap: str, topic: str) -> None:
         "time_unit": "s",
         "registry": str(folder / "registry"),
         "model": "mlp",
-        "predictions_topic": f"{topic}-midstream",
-        "micro_batch_records": BATCH_RECORDS,
         "output": tempfile.mkdtemp(dir=folder),
     }
-    outcome = Execution(found.fill(given, here)).run()
+    return found.fill(given | more, here)
+
+
+def _midstream(folder: Path, bootstrap: str, topic: str) -> None:
+    from pipelines.execute import Execution
+
+    job = _job(folder, bootstrap, topic, predictions_topic=f"{topic}-midstream", micro_batch_records=BATCH_RECORDS)
+    outcome = Execution(job).run()
     assert not outcome.problems, outcome.problems
 
 
-CONTENDERS: dict[str, Callable[[Path, str, str], None]] = {"plain": _plain, "arrow": _arrow, "midstream": _midstream}
+def _continuous(folder: Path, bootstrap: str, topic: str) -> None:
+    from pipelines.continuous import ContinuousExecution
+
+    job = _job(folder, bootstrap, topic, predictions_topic=f"{topic}-continuous", mode="continuous")
+    job = job.model_copy(update={"run": job.run.model_copy(update={"runner": "flink"})})
+    assert ContinuousExecution(job).run().finished
+
+
+CONTENDERS: dict[str, Callable[[Path, str, str], None]] = {
+    "plain": _plain,
+    "arrow": _arrow,
+    "midstream": _midstream,
+    "continuous": _continuous,
+}
 
 
 def prepare(folder: Path) -> None:
