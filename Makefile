@@ -33,8 +33,9 @@ engines: setup
 	$(BIN)/python -m runners.engines
 
 test: lint engines
-	$(BIN)/python -m pytest
-	$(BIN)/python -m tests.conformance
+	# What processes that are killed leave lies in one folder, which stays where something failed.
+	folder=$$(mktemp -d) && export TMPDIR=$$folder && \
+	$(BIN)/python -m pytest -n 2 --dist loadfile && $(BIN)/python -m tests.conformance && rm -rf $$folder
 
 conformance: setup-dev engines
 	$(BIN)/python -m tests.conformance

@@ -38,13 +38,16 @@ def options_of(algorithm: str) -> set[str]:
     return {field.name for field in fields(module.LEARNER[1])} if hasattr(module, "LEARNER") else set()
 
 
-def settle(job: JobSpec, columns: pa.Schema, records: Source) -> LearnerSection:
+def settle(job: JobSpec, columns: pa.Schema, records: Source, labels: Source) -> LearnerSection:
     """The learner's section with features, and with classes where the learner has a vocabulary and none were given.
+
+    What was known of labels when a record happened (`context`) is left out where labels come in a stream of their own.
 
     Args:
         job: has labels and a learner.
         columns: behind the steps, without the label.
         records: the source of the records.
+        labels: the source that has the label's column: that of the records, or another.
 
     Raises:
         ValueError: nothing to learn from, or labels that are no classes; says what to do.
@@ -52,6 +55,8 @@ def settle(job: JobSpec, columns: pa.Schema, records: Source) -> LearnerSection:
     assert job.learner is not None
     assert job.labels is not None
     section = _keyed(job.learner, columns) if "key" in job.learner.options else job.learner
+    if section.options.get(CONTEXT) and job.labels.delay is None:
+        section = section.model_copy(update={"options": section.options | {CONTEXT: False}})
     known = options_of(section.algorithm)
     if "text_features" in known and not section.features and "text_features" not in section.options:
         found = {"text_features": _texts(job, columns, records)}
@@ -60,8 +65,9 @@ def settle(job: JobSpec, columns: pa.Schema, records: Source) -> LearnerSection:
         section = section.model_copy(update={"features": _numeric(job, columns, section)})
     if VOCABULARY in known and CLASSES not in section.options:
         given = section.options.get(VOCABULARY)
-        found = _classes(job, records) if given is None else _given(job.labels.column, given, records)
-        section = section.model_copy(update={"options": section.options | found})
+        found = _classes(job, labels) if given is None else _given(job.labels.column, given, labels)
+        options = {name: value for name, value in section.options.items() if name != VOCABULARY}
+        section = section.model_copy(update={"options": options | found})
     return section
 
 
@@ -70,8 +76,7 @@ def label_context(job: JobSpec, section: LearnerSection) -> LabelContext | None:
     if not section.options.get(CONTEXT):
         return None
     assert job.labels is not None
-    if job.labels.delay is None:
-        raise ValueError("learner: `context` wants labels that are a column of the records, known `delay` after them")
+    assert job.labels.delay is not None, "settled"
     classes = int(section.options.get(CLASSES, 2)) if VOCABULARY in options_of(section.algorithm) else 0
     vocabulary = tuple(map(str, section.options.get(VOCABULARY, ())))
     return LabelContext(job.labels.column, tuple(section.features), job.labels.delay, classes, vocabulary)
@@ -125,7 +130,7 @@ def _numeric(job: JobSpec, columns: pa.Schema, section: LearnerSection) -> tuple
     return tuple(numeric)
 
 
-def _classes(job: JobSpec, records: Source) -> dict[str, Any]:
+def _classes(job: JobSpec, labels: Source) -> dict[str, Any]:
     """The options that say which classes there are."""
     file = Path(job.output) / FILE
     try:
@@ -133,30 +138,35 @@ def _classes(job: JobSpec, records: Source) -> dict[str, Any]:
     except FileNotFoundError:
         pass
     assert job.labels is not None
-    found = _described(job.labels.column, _distinct(job.labels.column, records))
+    found = _described(job.labels.column, _distinct(job.labels.column, labels))
     write_text_atomically(str(file), json.dumps(found))
     return found
 
 
-def _given(label: str, names: Any, records: Source) -> dict[str, Any]:
+def _given(label: str, names: Any, labels: Source) -> dict[str, Any]:
     """The options for classes that the user named."""
-    if isinstance(records, FileSource) and pa.types.is_integer(records.schema[label].arrow):
+    kind = labels.schema[label].arrow
+    if pa.types.is_boolean(kind):
+        return {CLASSES: 2}
+    if pa.types.is_integer(kind):
         try:
             names = [int(name) for name in names]
         except ValueError:
             raise ValueError(f"classes: the label {label!r} is a whole number, expected such numbers, got {names}") from None
     if len(set(names)) < max(len(names), 2):
         raise ValueError(f"classes: expected two or more, each once, got {names}")
+    if sorted(names) == list(range(len(names))):
+        return {CLASSES: len(names)}
     return {CLASSES: len(names), VOCABULARY: list(names)}
 
 
-def _distinct(label: str, records: Source) -> pa.Array:
+def _distinct(label: str, labels: Source) -> pa.Array:
     """The labels that occur in the files that are there now."""
-    if not isinstance(records, FileSource):
-        raise ValueError("learner: a topic does not tell which classes there will be; name them with the option `vocabulary`")
+    if not isinstance(labels, FileSource):
+        raise ValueError("learner: a topic does not tell which classes there will be; name them: --param classes=a,b")
     found: pa.ChunkedArray | None = None
-    for part in all_files(records):
-        for piece in records.read(part):
+    for part in all_files(labels):
+        for piece in labels.read(part):
             if pa.types.is_floating(piece.batch.column(label).type):
                 return piece.batch.column(label).slice(0, 0)  # no classes, whatever they are
             values = pc.unique(piece.batch.column(label).drop_null())

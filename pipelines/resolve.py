@@ -53,7 +53,7 @@ def resolve(job: JobSpec) -> Resolved:
         planned, features = stages(job.steps, columns, in_order=job.in_order or job.kind != "serve")
         context = None
         if job.learner is not None and job.labels is not None:
-            learner = settle(job, features, records)
+            learner = settle(job, features, records, labels or records)
             job, context = job.model_copy(update={"learner": learner}), label_context(job, learner)
             features = context.check(features) if context is not None else features
     except (ValueError, OSError) as error:

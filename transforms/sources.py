@@ -18,6 +18,7 @@ from transforms.batches import MIN_WATERMARK_US, ROW, WATERMARK, event_time_us
 from transforms.decoding.files import Decoded
 from transforms.file_source import FileInfo, FileSource, Range, ReadTask, all_files, read_range, read_tasks
 from transforms.planning import FilePlanner, Plan, Position, planned_batches
+from transforms.schema import Schema
 
 __all__ = [
     "Decode",
@@ -41,6 +42,10 @@ __all__ = [
 
 class Source(Protocol):
     """Where records come from: files (`FileSource`) or a topic (`transforms.kafka.source.KafkaSource`)."""
+
+    @property
+    def schema(self) -> Schema:
+        """The declared columns."""
 
     @property
     def out_of_orderness_us(self) -> int:

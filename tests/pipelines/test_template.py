@@ -26,6 +26,8 @@ NEEDED = {
         **{"label": "y", "label_delay": "1d", "features": "a,b"},
     },
     "serve-kafka": {"bootstrap": "localhost:9092", "topic": "orders", "registry": "models", "model": "price"},
+    "classify-kafka": {"bootstrap": "b:9092", "topic": "t", "label": "y", "label_delay": "1d", "classes": "0,1"},
+    "regress-kafka": {"bootstrap": "b:9092", "topic": "t", "label": "y", "label_delay": "1d"},
     "electricity": {},
     "cluster": {"input": "in.csv"},
     "select-features": {"input": "in.csv", "label": "y"},

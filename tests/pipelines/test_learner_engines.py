@@ -1,4 +1,4 @@
-"""Clusters and selected features on Flink and Spark, and continuously from topics with a kill: a batch's bits everywhere."""
+"""Learners on Flink and Spark, and continuously from topics with a kill: a batch's bits everywhere."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def clusters() -> Case:
     return Case(
         [json.dumps(record).encode() for record in records],
         "t:int64,id:int64,x:float64,y:float64",
-        {"features": "x,y"},
+        {"features": "x,y", "learn_rows": LEARN_ROWS},
         {"predictions": (*LINEAGE, "cluster", "distance"), "events": events},
     )
 
@@ -66,7 +66,13 @@ def features() -> Case:
     return Case(
         [json.dumps(record).encode() for record in records],
         "t:int64,id:int64,f0:float64,f1:float64,f2:float64,f3:float64,label:int64",
-        {"features": "f0,f1,f2,f3", "label": "label", "label_delay": "30s", "relevance_half_life": 200},
+        {
+            "features": "f0,f1,f2,f3",
+            "label": "label",
+            "label_delay": "30s",
+            "learn_rows": LEARN_ROWS,
+            "relevance_half_life": 200,
+        },
         {
             "predictions": (*LINEAGE, "prediction", "score"),
             "evaluations": ("sequence", "label", "prediction", "version"),
@@ -75,12 +81,34 @@ def features() -> Case:
     )
 
 
-CASES = {"cluster": clusters(), "select-features": features()}
+def classes() -> Case:
+    """Half-way the classes change places, and one column lies higher: the learner acts, and the monitor tells."""
+    draw = np.random.default_rng(5)
+    x = draw.normal(size=(ROWS, 3)).round(3)
+    late = np.arange(ROWS) >= ROWS // 2
+    label = (x[:, 0] + x[:, 1] > 0) ^ late
+    x[late, 2] += 2.0
+    records = [{"t": i, "id": i, **dict(zip("abc", x[i].tolist(), strict=True)), "label": int(label[i])} for i in range(ROWS)]
+    params = {"label": "label", "label_delay": "30s", "classes": "0,1", "on_drift": "fork", "drift_rows": 200}
+    return Case(
+        [json.dumps(record).encode() for record in records],
+        "t:int64,id:int64,a:float64,b:float64,c:float64,label:int64",
+        params | {"learn_every_rows": LEARN_ROWS},
+        {
+            "predictions": (*LINEAGE, "prediction", "score"),
+            "evaluations": ("sequence", "label", "prediction", "version"),
+            "events": ("sequence", "version", "kind", "after"),
+            "drift": ("sequence", "version", "column", "role", "distance", "alarm"),
+        },
+    )
+
+
+CASES = {"cluster": clusters(), "select-features": features(), "classify": classes()}
 
 
 def params(name: str, output: Path, **more: Any) -> dict[str, Any]:
     case = CASES[name]
-    given = {"columns": case.columns, "time": "t", "time_unit": "s", "keep": "id", "learn_rows": LEARN_ROWS, "output": output}
+    given = {"columns": case.columns, "time": "t", "time_unit": "s", "keep": "id", "output": output}
     return {**given, **case.params, **more}
 
 
@@ -112,7 +140,7 @@ def test_micro_batches_on_an_engine(batch: dict[str, Path], tmp_path: Path, name
     assert_same(batch[name], tmp_path / name, name)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["cluster", "classify"])
 def test_continuously_with_a_kill(kafka: Cluster, batch: dict[str, Path], tmp_path: Path, name: str) -> None:
     case, output = CASES[name], tmp_path / name
     topic = kafka.topic(PARTITIONS)
@@ -132,7 +160,7 @@ def test_continuously_with_a_kill(kafka: Cluster, batch: dict[str, Path], tmp_pa
             expected = jobs.read(batch[name], kind).to_pylist()
             enough = len(expected)
             found = tails[kind].until(lambda rows, enough=enough: len(rows) >= enough, 10)
-            for row, real in itertools.product(found, {"distance", "score"} & set(names)):
+            for row, real in itertools.product(found, {"distance", "score", "after"} & set(names)):
                 row[real] = row[real] and float(row[real])  # JSON writes 1.0 as 1
             assert bits(found, names) == bits(expected, names), kind
     finally:
