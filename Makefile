@@ -32,8 +32,8 @@ $(STAMP)-dev: $(STAMP) requirements-dev.lock
 engines: setup
 	$(BIN)/python -m runners.engines
 
+# What processes that are killed leave lies in one folder, which stays where something failed.
 test: lint engines
-	# What processes that are killed leave lies in one folder, which stays where something failed.
 	folder=$$(mktemp -d) && export TMPDIR=$$folder && \
 	$(BIN)/python -m pytest -n 2 --dist loadfile && $(BIN)/python -m tests.conformance && rm -rf $$folder
 
