@@ -2,8 +2,9 @@
 
 A version is learnt from a window of labels and lags behind by up to one. These experts are cheap enough to take a step for
 each block of some thirty labels: decayed Newton steps of a (multinomial) logistic regression, or decayed least squares where
-the label is a number, for several half-lives, on the columns alone and with what is known of labels. Versions find their
-answers in the record's context and weigh them like those of any other expert.
+the label is a number, for several half-lives: on the columns alone, with what is known of labels, and with lines that bend, so
+that what is added up need not be linear. Versions find their answers in the record's context and weigh them like those of any
+other expert.
 
 NumPy and not TensorFlow: a block is a dozen operations on small matrices. Blocks begin at fixed places of the stream of labels
 and have fixed sizes, and a record is answered by operations that do not mix rows: so the answers have the same bits however the
@@ -30,10 +31,12 @@ from models.learners.experts.standardiser import LARGEST_DEVIATION, LARGEST_VALU
 Doubles: TypeAlias = npt.NDArray[np.float64]
 State: TypeAlias = Mapping[str, Doubles]
 
-HALF_LIVES_LABELS = (200.0, 1000.0)  # of each kind of expert: on the columns alone, and with the context
+HALF_LIVES_LABELS = (60.0, 1000.0, 5000.0)  # of each kind of expert
 FIRST_BLOCK, BLOCK = 2, 32  # labels of a block: the first ones are smaller
 STATISTICS_HALF_LIFE_LABELS = 10_000.0  # of the columns' means and deviations
 MOST_STEPS = 64  # columns up to which the step from the last known record is looked at, too
+KNOTS = (-1.0, 0.0, 1.0)  # in standard deviations: where the lines of the bent experts may bend
+MOST_BENT = 24  # columns up to which lines are bent
 MOST_OUTPUTS = 40  # answers a record; with more classes there are fewer experts
 BLIND = 0.1  # probability that a label says nothing
 DAMPING = 0.5  # labels' worth of curvature
@@ -80,13 +83,26 @@ class OnlineExperts:
         return self.classes if self.classes > 2 else 1
 
     @property
+    def _sets(self) -> tuple[int, tuple[float, ...]]:
+        """How many kinds of expert there are, and the half-lives of each: fewer where their answers would be too many."""
+        kinds = 3 if self.width <= MOST_BENT else 2
+        if kinds * len(HALF_LIVES_LABELS) * self.outputs <= MOST_OUTPUTS:
+            return kinds, HALF_LIVES_LABELS
+        return 2, HALF_LIVES_LABELS[:2] if 4 * self.outputs <= MOST_OUTPUTS else HALF_LIVES_LABELS[1:2]
+
+    @property
     def experts(self) -> int:
-        wanted = 2 * len(HALF_LIVES_LABELS)
-        return wanted if wanted * self.outputs <= MOST_OUTPUTS else 2
+        kinds, half_lives = self._sets
+        return kinds * len(half_lives)
+
+    @property
+    def _bent(self) -> int:
+        """Columns of the lines that bend."""
+        return self.width * len(KNOTS) if self._sets[0] == 3 else 0
 
     @property
     def _columns(self) -> int:
-        return self.width + self.labels + (self.width if self.width <= MOST_STEPS else 0) + 1
+        return self.width + self.labels + (self.width if self.width <= MOST_STEPS else 0) + 1 + self._bent
 
     @property
     def block(self) -> int:
@@ -171,13 +187,17 @@ class OnlineExperts:
         parts = [z, rows.labels if self.classes else _clipped((rows.labels - mean[..., -1:]) * scale[..., -1:])]
         if self.width <= MOST_STEPS:
             parts.append(np.nan_to_num(_clipped(z - _clipped((rows.then - mean[..., :-1]) * scale[..., :-1]))))
-        return np.concatenate([*parts, np.ones((len(z), 1))], axis=1)
+        bent = [np.maximum(z - knot, 0.0) for knot in KNOTS] if self._bent else []
+        return np.concatenate([*parts, np.ones((len(z), 1)), *bent], axis=1)
 
     def _masks(self) -> Doubles:
-        """(experts, 1, columns): the first half of the experts sees the columns alone."""
-        masks = np.ones((self.experts, 1, self._columns))
-        masks[: self.experts // 2, :, self.width : -1] = 0.0
-        return masks
+        """(experts, 1, columns): the first kind sees the columns, the second what is known of labels, too, the third all."""
+        kinds, half_lives = self._sets
+        intercept = self._columns - self._bent - 1
+        masks = np.ones((kinds, len(half_lives), 1, self._columns))
+        masks[0, :, :, self.width : intercept] = 0.0
+        masks[:2, :, :, intercept + 1 :] = 0.0
+        return masks.reshape(-1, 1, self._columns)
 
     def _learn(self, state: dict[str, Doubles], rows: Rows, targets: Doubles) -> None:
         size = len(targets)
@@ -189,7 +209,7 @@ class OnlineExperts:
         state["sums"] = state["sums"] * kept + new
         mean, scale = self._scales(state["sums"])
         x = self._encoded(rows, mean, scale)[None] * self._masks()
-        half_lives = np.tile(HALF_LIVES_LABELS[: self.experts // 2], 2)[:, None]
+        half_lives = np.tile(self._sets[1], self._sets[0])[:, None]
         weight = 0.5 ** (np.arange(size - 1, -1, -1) / half_lives)
         if self.classes:
             slope, bend = self._of_classes(x @ state["weights"], targets)
