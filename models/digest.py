@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,14 +97,34 @@ def variables_digest(path: str) -> str:
     """
     import tensorflow as tf
 
-    reader, digest = checkpoint_reader(path), hashlib.sha256()
-    for key, (dtype, shape) in variables_layout(path).items():
+    reader = checkpoint_reader(path)
+
+    def read(key: str) -> Any:
         try:
-            value = reader.get_tensor(key)
+            return reader.get_tensor(key)
         except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
             raise DigestError(
                 f"variable {key!r} in {path}/variables is damaged: {error}. Save or copy the model again."
             ) from error
+
+    return _digest_of((key, *layout, read(key)) for key, layout in variables_layout(path).items())
+
+
+def values_layout(values: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What `checkpoint_layout` will give of a checkpoint of these tensors."""
+    return {key: (value.dtype.name, tuple(value.shape)) for key, value in values.items()}
+
+
+def values_digest(values: Mapping[str, Any]) -> str:
+    """What `variables_digest` will give of a checkpoint of these tensors, the bookkeeping among them."""
+    layout = values_layout(values)
+    return _digest_of((key, *layout[key], values[key].numpy()) for key in sorted(values) if key not in BOOKKEEPING)
+
+
+def _digest_of(variables: Iterable[tuple[str, str, tuple[int, ...], Any]]) -> str:
+    """Of (checkpoint key, dtype, shape, value), sorted by key."""
+    digest = hashlib.sha256()
+    for key, dtype, shape, value in variables:
         if dtype == "string":
             strings = value.ravel().tolist() if shape else [value]
             content = b"".join(len(text).to_bytes(8, "little") + text for text in strings)

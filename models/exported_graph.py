@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,9 +129,9 @@ class ExportedGraph:
         self._attributes = ("executor_type", "", "config_proto", runtime.function_call_options.config_proto_serialized)
         weakref.finalize(self, _forget, names)
 
-    def variables(self, path: str) -> list[tf.Tensor]:
-        """The variables that this graph reads, as handles, with the values of the version in this folder."""
-        return read_variables(path, self._about.captures)
+    def variables(self, path: str, values: Mapping[str, tf.Tensor] | None = None) -> list[tf.Tensor]:
+        """See `Graph`; as handles."""
+        return read_variables(path, self._about.captures, values)
 
     def predict(self, columns: list[np.ndarray], rows: int, variables: list[tf.Tensor]) -> dict[str, np.ndarray]:
         """Calls the graph; see `LoadedGraph.predict`."""

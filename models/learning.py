@@ -6,6 +6,8 @@ which one it is, so a learner from elsewhere works as those in `models.learners`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -62,7 +64,17 @@ class LearningModel:
         """The whole state, by checkpoint key."""
         return {key: entry for key, entry in self._entries.items() if isinstance(entry, tf.Variable)}
 
-    @property
+    def snapshot(self) -> dict[str, tf.Tensor]:
+        """All that is saved, as it is now, by checkpoint key; what is learnt later does not change it."""
+        return {
+            # A third of the time of `tf.convert_to_tensor`.
+            key: tf.raw_ops.ReadVariableOp(resource=entry.handle, dtype=entry.dtype)
+            if isinstance(entry, tf.Variable)
+            else entry
+            for key, entry in self._entries.items()
+        }
+
+    @cached_property
     def served(self) -> frozenset[str]:
         """The checkpoint keys of the variables that predicting reads; a memory of rows, say, is none of them."""
         read = {id(capture) for capture in self._root.signatures[SERVING_SIGNATURE].captured_inputs}
@@ -128,22 +140,19 @@ class LearningModel:
         happened = any(len(values) for values in vectors.values())
         return scalars, pa.table({name: to_arrow(values) for name, values in vectors.items()}) if happened else None
 
-    def write_variables(self, folder: str) -> None:
+    def write_variables(self, folder: str, values: Mapping[str, tf.Tensor] | None = None) -> None:
         """Writes the variables as TensorFlow does, so that with the graph's `saved_model.pb` they are a SavedModel.
 
         Args:
             folder: the version's `variables` folder, on any file system that TensorFlow can write to; made if it is missing.
+            values: a snapshot; None writes the variables as they are now.
         """
         tf.io.gfile.makedirs(folder)
         tf.raw_ops.SaveV2(
             prefix=f"{folder}/variables",
             tensor_names=self._keys,
             shape_and_slices=self._slices,
-            tensors=[
-                # A third of the time of `tf.convert_to_tensor`.
-                tf.raw_ops.ReadVariableOp(resource=entry.handle, dtype=entry.dtype) if isinstance(entry, tf.Variable) else entry
-                for entry in self._entries.values()
-            ],
+            tensors=list((self.snapshot() if values is None else values).values()),
         )
 
 

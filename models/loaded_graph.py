@@ -50,7 +50,7 @@ def checkpointed_variables(root: Any, path: str) -> tuple[dict[str, Any], set[st
     return variables, reader.get_variable_to_shape_map().keys() - variables.keys() - set(BOOKKEEPING)
 
 
-def make_resource(value: np.ndarray) -> tf.Tensor:
+def make_resource(value: np.ndarray | tf.Tensor) -> tf.Tensor:
     """A variable with this value as a bare handle, at a third of a `tf.Variable`'s cost; freed with its last reference."""
     tensor = tf.constant(value)
     handle = tf.raw_ops.VarHandleOp(dtype=tensor.dtype, shape=tensor.shape, shared_name=anonymous_name())
@@ -58,10 +58,12 @@ def make_resource(value: np.ndarray) -> tf.Tensor:
     return handle
 
 
-def read_variables(path: str, keys: Sequence[str]) -> list[tf.Tensor]:
-    """Variables by checkpoint key, as handles, with the values of the version in this folder."""
+def read_variables(path: str, keys: Sequence[str], values: Mapping[str, tf.Tensor] | None = None) -> list[tf.Tensor]:
+    """Variables by checkpoint key, as handles, with the values of the version in this folder, or with these."""
     if not keys:
         return []
+    if values is not None:
+        return [make_resource(values[key]) for key in keys]
     reader = tf.train.load_checkpoint(variables_prefix(path))
     return [make_resource(reader.get_tensor(key)) for key in keys]
 
@@ -102,8 +104,8 @@ class Graph(Protocol):
     input_names: list[str]
     shareable: bool
 
-    def variables(self, path: str) -> list[tf.Tensor]:
-        """The variables that the graph reads, with the values of the version in this folder."""
+    def variables(self, path: str, values: Mapping[str, tf.Tensor] | None = None) -> list[tf.Tensor]:
+        """The variables that the graph reads, with the values of the version in this folder, or these by checkpoint key."""
 
     def predict(self, columns: list[np.ndarray], rows: int, variables: list[tf.Tensor]) -> dict[str, np.ndarray]:
         """Calls the graph."""
@@ -129,9 +131,9 @@ class LoadedGraph:
         self._blocks = tf.function(self._run_blocks, autograph=False)
         self._traced: Any = None
 
-    def variables(self, path: str) -> list[tf.Tensor]:
-        """The variables that this graph reads, as handles, with the values of the version in this folder."""
-        return read_variables(path, [key for key, _ in self.captures if key is not None])
+    def variables(self, path: str, values: Mapping[str, tf.Tensor] | None = None) -> list[tf.Tensor]:
+        """See `Graph`; as handles."""
+        return read_variables(path, [key for key, _ in self.captures if key is not None], values)
 
     def predict(self, columns: list[np.ndarray], rows: int, variables: list[tf.Tensor]) -> dict[str, np.ndarray]:
         """Calls the graph.

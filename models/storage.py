@@ -151,6 +151,8 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 def sync_file(path: str) -> None:
     """Puts a local file's content on the disk."""
+    if getattr(_syncing, "later", False):
+        return
     with _explained("write", path), Path(path).open("rb") as file:
         _to_disk(file.fileno())
 
@@ -195,6 +197,16 @@ def synced_together(folder: str) -> Iterator[None]:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def synced_by_another() -> Iterator[None]:
+    """For a thread that writes for one that is within `synced_together`, and that waits for it there."""
+    before, _syncing.later = getattr(_syncing, "later", False), True
+    try:
+        yield
+    finally:
+        _syncing.later = before
+
+
 def _to_disk(descriptor: int) -> None:
     if not getattr(_syncing, "later", False):
         os.fsync(descriptor)
@@ -202,6 +214,8 @@ def _to_disk(descriptor: int) -> None:
 
 def sync_folder(path: str) -> None:
     """Puts a local folder's entries on the disk."""
+    if getattr(_syncing, "later", False):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _to_disk(descriptor)

@@ -193,7 +193,7 @@ class Execution:
         if plan is not None and self.resolved.ordered:
             self._tell_of_empty_partitions(plan)
         reads = {} if plan is None else plan.reads(self.resolved.ordered)
-        watermark_us = MAX_WATERMARK_US if plan is None else plan.watermark_us
+        watermark_us = MAX_WATERMARK_US if plan is None or batch.is_drain else plan.watermark_us
         run = BoundedRun(
             batch.number,
             reads,
@@ -201,7 +201,7 @@ class Execution:
             batch.state_in,
             batch.state_out,
             self._patiently(self._log.timeline),
-            None if plan is None else plan.records_watermark_us,
+            None if plan is None or batch.is_drain else plan.records_watermark_us,
         )
         counts = self._run(run)
         self._publish(batch.number)
@@ -327,7 +327,7 @@ class Execution:
     def _committed(self, batch: MicroBatch, note: dict[str, Any]) -> None:
         if self._judge is not None:
             self._judge.take(self._parts(PREDICTIONS, batch.number), self._parts(EVALUATIONS, batch.number))
-            if not batch.is_drain and (entry := self._decide(self._judge)) is not None:
+            if batch.plan is not None and (entry := self._decide(self._judge)) is not None:
                 self._notices.append(f"{entry.kind} to version {entry.version}: {entry.reason}")
         if self._progress is not None:
             parts = {name: self._parts(name, batch.number) for name in (PREDICTIONS, EVALUATIONS)}

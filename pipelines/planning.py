@@ -100,6 +100,9 @@ class _Cutter:
     def watermark_us(self, position: Any) -> int:
         return int(self._planner.watermark_us(position))
 
+    def nothing_behind(self, position: Any) -> bool:
+        return isinstance(self._planner, FilePlanner) and self._planner.nothing_behind(position)
+
     def close(self) -> None:
         if isinstance(self._planner, KafkaPlanner):
             self._planner.close()
@@ -125,6 +128,12 @@ class StreamPlanner:
         for cutter in (self._records, self._labels):
             if cutter is not None:
                 cutter.close()
+
+    def nothing_behind(self, position: dict[str, Any]) -> bool:
+        labels = self._labels
+        return self._records.nothing_behind(self._records.at(position["records"])) and (
+            labels is None or labels.nothing_behind(labels.at(position["labels"]))
+        )
 
     def plan(self, position: dict[str, Any] | None) -> dict[str, Any] | None:
         records_at = self._records.at(position and position["records"])

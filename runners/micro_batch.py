@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 from runners.checkpoint import Checkpoint
 
-# At the end of a bounded stream nothing more can come: one last micro-batch, without input, lets go of all that is held.
+# At the end of a bounded stream nothing more can come: the last micro-batch lets go of all that is held. It is the one that
+# reads the last records where that can be told beforehand; otherwise one without input comes behind.
 DRAIN = "drain"
 
 
@@ -34,6 +35,9 @@ class Planner(Protocol):
             A JSON-able plan with at least `end`; None if there is nothing new.
         """
 
+    def nothing_behind(self, position: dict[str, Any]) -> bool:
+        """Whether it is known, without reading on, that nothing is behind the `end` of the last plan."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -41,10 +45,11 @@ class MicroBatch:
 
     Attributes:
         number: counted from 0.
-        plan: what it reads, as the planner said; None in the last micro-batch of a stream that ends.
+        plan: what it reads, as the planner said; None in a last micro-batch without input.
         state_in: folder of the state to start from; None at the start of the stream.
         state_out: folder for the state to leave.
         previous: what was noted when the micro-batch before was done.
+        is_drain: this is the last micro-batch of a stream that has ended.
     """
 
     number: int
@@ -52,11 +57,7 @@ class MicroBatch:
     state_in: str | None
     state_out: str
     previous: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_drain(self) -> bool:
-        """Whether this is the last micro-batch of a stream that has ended."""
-        return self.plan is None
+    is_drain: bool = False
 
 
 class Stop:
@@ -144,10 +145,12 @@ class MicroBatchDriver:
         """
         with self.stop.on_signals():
             while not self.stop.is_set():
-                if self._step():
+                if self._step(drain):
                     continue
                 if drain and not self.is_drained:
-                    self._run_one(self._next_number(), None)
+                    number = self._next_number()
+                    self._checkpoint.write_offset(number, {"plan": None, DRAIN: True})
+                    self._run_one(number, None, True)
                 return True
             return False
 
@@ -158,7 +161,7 @@ class MicroBatchDriver:
                 if not self._step():
                     self.stop.wait(seconds)
 
-    def _step(self) -> bool:
+    def _step(self, drain: bool = False) -> bool:
         if self.is_drained:
             return False
         number = self._next_number()
@@ -168,13 +171,13 @@ class MicroBatchDriver:
             if plan is None:
                 return False
             offset = {"plan": plan}
+            if drain and self._planner.nothing_behind(plan["end"]):
+                offset[DRAIN] = True
             self._checkpoint.write_offset(number, offset)
-        self._run_one(number, offset["plan"])
+        self._run_one(number, offset["plan"], offset.get(DRAIN, False))
         return True
 
-    def _run_one(self, number: int, plan: dict[str, Any] | None) -> None:
-        if plan is None:
-            self._checkpoint.write_offset(number, {"plan": None, DRAIN: True})
+    def _run_one(self, number: int, plan: dict[str, Any] | None, is_drain: bool) -> None:
         previous = (self._checkpoint.commit(number - 1) if number else None) or {}
         batch = MicroBatch(
             number,
@@ -182,6 +185,7 @@ class MicroBatchDriver:
             str(self._checkpoint.state_folder(number - 1)) if number else None,
             str(self._checkpoint.fresh_state_folder(number)),
             previous,
+            is_drain,
         )
         note = self._run(batch)
         self._checkpoint.write_commit(number, note | {DRAIN: batch.is_drain})

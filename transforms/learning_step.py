@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from models import handed_over, storage
 from models.gate.gate import check_learnt
+from models.gate.result import GateRefused
 from models.learning import LearningModel
+from models.loaded_graph import ModelError
 from models.opened import shared_registry
 from models.registry import Training
 from transforms.learning_windows import Window
 
 MAIN = ""  # the line of versions that goes live
+
+
+class Learnt(NamedTuple):
+    """What came of a window.
+
+    Attributes:
+        window: which.
+        rows: of it, as one batch.
+        version: what was published; None if it was refused.
+        events: what the learner has to tell.
+        refused: why.
+    """
+
+    window: Window
+    rows: pa.RecordBatch
+    version: int | None
+    events: pa.Table | None
+    refused: str = ""
+
+
+class _Made(NamedTuple):
+    """A learner, what it was behind a window, and its figures."""
+
+    learner: LearningModel
+    values: dict[str, Any]
+    measured: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -69,23 +101,85 @@ class LearningStep:
         Raises:
             ModelError, GateRefused: the rows, or what was learnt, will not do; nothing was published.
         """
-        registry = shared_registry(self.registry)
         learner = _learners.take(self.registry, self.model, parent, line)
         measured, events = learner.learn_with_events(rows)
         for _ in range(times - 1):
             learner.learn_with_events(rows)
+        made = _Made(learner, learner.snapshot(), measured | (metrics or {}))
+        version = self._publish(parent, made, rows.num_rows, window, line, reference)
+        _learners.put(self.registry, self.model, version, learner, line)
+        return version, events
+
+    def learn_all(self, parent: int, windows: Iterable[tuple[Window, pa.RecordBatch]]) -> Iterator[Learnt]:
+        """Learns windows one after the other as `learn` does; each is published while the next one is learnt.
+
+        Where one is refused, what was learnt on from it is thrown away, and the next one is learnt on from the version before.
+
+        Args:
+            parent: the version to learn on from.
+            windows: with the rows of each as one batch.
+        """
+        owner = f"{self.registry}/{self.model}"
+        handed_over.forget(owner)
+        learner: LearningModel | None = None
+        waiting: tuple[Window, pa.RecordBatch, pa.Table | None, Future[int]] | None = None
+        with ThreadPoolExecutor(1, "publish") as beside:
+            for window, rows in windows:
+                made, refused, events = None, None, None
+                while made is None and refused is None:
+                    try:
+                        learner = learner or _learners.take(self.registry, self.model, parent)
+                        measured, events = learner.learn_with_events(rows)
+                        made = _Made(learner, learner.snapshot(), measured)
+                    except ModelError as error:
+                        refused, learner = error, None
+                    if waiting is not None:
+                        before, theirs, told, future = waiting
+                        waiting = None
+                        try:
+                            parent = future.result()
+                            yield Learnt(before, theirs, parent, told)
+                        except (ModelError, GateRefused) as error:
+                            yield Learnt(before, theirs, None, None, str(error))
+                            made, refused, learner = None, None, None  # it was learnt on from what is not there
+                if refused is not None:
+                    yield Learnt(window, rows, None, None, str(refused))
+                elif made is not None:
+                    future = beside.submit(self._publish_beside, parent, made, rows.num_rows, window, owner)
+                    waiting = window, rows, events, future
+            if waiting is not None:
+                before, theirs, told, future = waiting
+                try:
+                    parent = future.result()
+                    yield Learnt(before, theirs, parent, told)
+                except (ModelError, GateRefused) as error:
+                    learner = None
+                    yield Learnt(before, theirs, None, None, str(error))
+        if learner is not None:
+            _learners.put(self.registry, self.model, parent, learner)
+
+    def _publish_beside(self, parent: int, made: _Made, count: int, window: Window, owner: str) -> int:
+        with storage.synced_by_another():
+            version = self._publish(parent, made, count, window, MAIN, None)
+        values = {key: made.values[key] for key in made.learner.served}
+        handed_over.keep(owner, shared_registry(self.registry).manifest(self.model, version).digests.variables, values)
+        return version
+
+    def _publish(self, parent: int, made: _Made, count: int, window: Window, line: str, reference: str | None) -> int:
+        registry = shared_registry(self.registry)
+        learner, values = made.learner, made.values
         manifest = registry.publish_variables(
             self.model,
             parent=parent,
-            write_variables=learner.write_variables,
-            training=Training(window.start_us, window.end_us, rows.num_rows),
-            metrics=measured | (metrics or {}),
+            write_variables=lambda folder: learner.write_variables(folder, values),
+            training=Training(window.start_us, window.end_us, count),
+            metrics=made.measured,
             publication=f"{self.by}/learn/{window.key}{line and '/'}{line}",
-            check=check_learnt(registry.path(self.model, parent), learner.served),
+            check=check_learnt(registry.path(self.model, parent), learner.served, values),
             reference=None if reference is None else lambda _: reference,
+            values=values,
         )
-        _learners.put(self.registry, self.model, manifest.version, learner, line)
-        return manifest.version, events
+        return manifest.version
 
     def move(self, version: int, line: str) -> None:
         """The learner of another line becomes that of the main one."""

@@ -169,6 +169,10 @@ class FilePlanner:
         end = Position(tuple((file.name, file.size_bytes) for file in begun), index, row, cut.newest_us)
         return Plan(tuple(ranges), end, rows, self.watermark_us(end), position.max_event_time_us, cut.newest_us)
 
+    def nothing_behind(self, position: Position) -> bool:
+        """Whether the end of the last file is known to be here; not whether there are records that were never looked at."""
+        return position.index == len(self._files(position))
+
     def _files(self, position: Position) -> list[FileInfo]:
         """All files in order of arrival: those begun, then the others by name."""
         required = not (self._wait_for_files or position.files)
@@ -204,6 +208,9 @@ class FilePlanner:
             taken, rest = cut.take(piece)
             if rest is not None:
                 opened.put_back(rest)
+            if cut.reached and not opened.looks_on():
+                self._ended.add((index, file, opened.next_row))
+                self._open = None
             yield taken
 
 
@@ -221,6 +228,12 @@ class _OpenFile:
         if piece is not None:
             self.next_row = piece.next_row
         return piece
+
+    def looks_on(self) -> bool:
+        """Whether there is more behind `next_row`; decodes the next piece to see, and holds it."""
+        if self._held is None:
+            self._held = next(self._pieces, None)
+        return self._held is not None
 
     def put_back(self, rest: Decoded) -> None:
         """Returns the end of the piece taken last."""

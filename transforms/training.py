@@ -23,8 +23,8 @@ from models.serving import ModelError
 from transforms.batches import EVENT_TIME, MIN_WATERMARK_US, SEQUENCE, TIME_TYPE
 from transforms.dead_letters import dead_letters
 from transforms.drift_response import DriftResponse
-from transforms.learning_step import LearningStep
-from transforms.learning_windows import full_at_us, windows_of_rows, windows_of_time
+from transforms.learning_step import LearningStep, Learnt
+from transforms.learning_windows import Window, full_at_us, windows_of_rows, windows_of_time
 from transforms.operators import State, Tables, own_state, prefixed
 
 EVENTS = "events"
@@ -95,36 +95,56 @@ class Train:
                 windows, pending = windows_of_time(pending, self.time, self.every_us, watermark_us)
             else:
                 windows, pending = windows_of_rows(pending, self.time, self.every_rows, came, watermark_us)
-            for learnt in windows:
+            for window in windows:
                 # Rows up to the last watermark are predicted: a version from before it would rewrite what was said.
-                end = learnt.end_us
+                end = window.end_us
                 assert end > served_us, f"rows of the window up to {end} us came after the watermark {served_us} us"
-                window = _one_batch(learnt.rows)
-                came += window.num_rows
-                try:
-                    if self.response is None:
-                        version, told = step.learn(version, window, learnt)
-                    else:
-                        version, told, known = self.response.learn(step, self.first_version, version, window, learnt, known)
-                except (ModelError, GateRefused) as error:
+            came += sum(window.rows.num_rows for window in windows)
+            given = ((window, _one_batch(window.rows)) for window in windows)
+            if self.response is None:
+                learnt = step.learn_all(version, given)
+            else:
+                learnt = self._answered(self.response, step, version, given, known)
+            for window, rows, made, told, why in learnt:
+                if made is None:
                     # The learner goes on from the version before, as if these rows had not come.
-                    refused.append(dead_letters(window, "learner_refused", str(error)))
+                    refused.append(dead_letters(rows, "learner_refused", why))
                     continue
-                seen += window.num_rows
+                version = made
+                seen += rows.num_rows
                 if told is not None and told.num_rows:
-                    events.append(_stamp(told, version, end, window))
+                    events.append(_stamp(told, version, window.end_us, rows))
                 if seen >= self.warm_up_rows:
-                    activations.append({"version": version, "effective_from_us": end, "rows": window.num_rows})
+                    activations.append({"version": version, "effective_from_us": window.end_us, "rows": rows.num_rows})
         position = {"version": version, "rows": seen, "came": came, "watermark_us": watermark_us}
         new_state = {"position": pa.Table.from_pylist([position]), **prefixed(_RESPONSE, known)}
         if pending is not None:
             new_state["pending"] = pending
-        given = {"activations": pa.Table.from_pylist(activations, ACTIVATIONS)}
+        tables_given = {"activations": pa.Table.from_pylist(activations, ACTIVATIONS)}
         if refused:
-            given["refused"] = pa.Table.from_batches(refused)
+            tables_given["refused"] = pa.Table.from_batches(refused)
         if events:
-            given[EVENTS] = pa.concat_tables(events, promote_options="default")
-        return new_state, given
+            tables_given[EVENTS] = pa.concat_tables(events, promote_options="default")
+        return new_state, tables_given
+
+    def _answered(
+        self,
+        response: DriftResponse,
+        step: LearningStep,
+        version: int,
+        windows: Iterable[tuple[Window, pa.RecordBatch]],
+        known: dict[str, pa.Table],
+    ) -> Iterator[Learnt]:
+        """Learns windows, looking for drift; `known` is what the response knows, and is changed."""
+        for window, rows in windows:
+            try:
+                version, told, new = response.learn(step, self.first_version, version, rows, window, known)
+            except (ModelError, GateRefused) as error:
+                yield Learnt(window, rows, None, None, str(error))
+                continue
+            known.clear()
+            known.update(new)
+            yield Learnt(window, rows, version, told)
 
     def wake_us(self, state: State) -> int | None:
         if "pending" not in state or not state["pending"].num_rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,21 +173,22 @@ def _check(
     return check
 
 
-def check_learnt(parent_path: str, served: Container[str]) -> Check:
+def check_learnt(parent_path: str, served: Container[str], values: Mapping[str, Any] | None = None) -> Check:
     """The gate of a closed loop: cheap enough for every version that a learner makes. Its graph is its parent's, which passed.
 
     Args:
         parent_path: the parent's folder.
         served: the variables that predicting reads. What else a learner keeps, such as rows to rehearse, may have gaps.
+        values: the variables by checkpoint key, where they are at hand and need not be read.
 
     Returns:
         A `check` for `Registry.publish_variables`; it raises GateRefused.
     """
 
     def check(incoming: str, draft: Manifest) -> str:
-        found = finite.check_weights(incoming, (), served)
+        found = finite.check_weights(incoming, (), served, values)
         if not found.passed:  # some learners keep bounds that are not set yet: what the parent had so may be so
-            found = finite.check_weights(incoming, finite.nonfinite_variables(parent_path), served)
+            found = finite.check_weights(incoming, finite.nonfinite_variables(parent_path), served, values)
         report = GateReport((found,))
         if not report.passed:
             raise GateRefused(f"what {draft.model} learnt from version {draft.parent}", report)

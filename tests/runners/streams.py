@@ -40,11 +40,15 @@ class Input:
 
     numbers: list[int]
     limit: int = 3
+    told_of_its_end: bool = False
 
     def plan(self, position: dict[str, Any] | None) -> dict[str, Any] | None:
         start = position["next"] if position else 0
         stop = min(start + self.limit, len(self.numbers))
         return {"start": start, "stop": stop, "end": {"next": stop}} if stop > start else None
+
+    def nothing_behind(self, position: dict[str, Any]) -> bool:
+        return self.told_of_its_end and position["next"] >= len(self.numbers)
 
 
 @dataclass

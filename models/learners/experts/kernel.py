@@ -26,9 +26,12 @@ def kernel_means(z: tf.Tensor, remembered: tf.Tensor, targets: tf.Tensor, weight
     Returns:
         (`WIDTHS` * weights, rows, k).
     """
-    squares = tf.reduce_sum(z * z, axis=1)[:, None] + tf.reduce_sum(remembered * remembered, axis=1)
-    distance = tf.maximum(squares - 2.0 * tf.matmul(z, remembered, transpose_b=True), 0.0)
-    near = tf.exp(distance * (-0.5 / (WIDEST * int(z.shape[1]))))
+    # -s |z - r|^2 as one product, (z, |z|^2, 1) . (2 s r, -s, -s |r|^2): each pass over rows times size values counts.
+    scale = 0.5 / (WIDEST * int(z.shape[1]))
+    left = tf.concat([z, tf.reduce_sum(z * z, axis=1, keepdims=True), tf.ones_like(z[:, :1])], axis=1)
+    squares = tf.reduce_sum(remembered * remembered, axis=1, keepdims=True)
+    right = tf.concat([2.0 * scale * remembered, tf.fill(tf.shape(squares), -scale), -scale * squares], axis=1)
+    near = tf.exp(tf.matmul(left, right, transpose_b=True))
     # By weighting: the weights of the targets, and in a last column of their own the sum of the weights.
     columns = tf.concat([part for weight in weights for part in (targets * weight[:, None], weight[:, None])], axis=1)
     each = int(targets.shape[1]) + 1
