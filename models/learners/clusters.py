@@ -153,6 +153,8 @@ class Clusters(tf.Module):
         tf.cond(state.column_weight > 0.0, lambda: tf.constant(0), lambda: self._begin(x))
         framed = tf.pad((x - state.shift) / state.scale, [[0, SWEPT_BLOCKS * config.block_rows], [0, 0]])
         swept = sweeps or [self._sweep(slots) for slots in self._slots]
+        # Not inlined: TensorFlow would look at each of its thousand operations to leave them out.
+        change = tf.function(self._change, autograph=False, experimental_attributes={"_noinline": True})
 
         def some_blocks(block: tf.Tensor, far: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             ends = tf.cast(block + tf.range(SWEPT_BLOCKS + 1), tf.int64)
@@ -165,7 +167,7 @@ class Clusters(tf.Module):
                 tf.searchsorted(self._slots, used[None])[0], [lambda sweep=sweep: sweep(*given) for sweep in swept]
             )
             with tf.control_dependencies([done]):
-                changed = tf.cond(changes, self._change, lambda: tf.constant(0))
+                changed = tf.cond(changes, change, lambda: tf.constant(0))
             with tf.control_dependencies([changed]):
                 return block + done, far + unexplained
 
