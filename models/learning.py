@@ -6,6 +6,8 @@ which one it is, so a learner from elsewhere works as those in `models.learners`
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -21,7 +23,12 @@ EVENT_PREFIX = "event_"  # of the outputs of `learn` that are the columns of a t
 
 
 class LearningModel:
-    """A SavedModel loaded in order to learn. One thread at a time."""
+    """A SavedModel loaded in order to learn. One thread at a time.
+
+    Attributes:
+        path: the folder it was loaded from.
+        root: what TensorFlow loaded.
+    """
 
     def __init__(self, path: str) -> None:
         """Loads the SavedModel in this folder.
@@ -29,18 +36,19 @@ class LearningModel:
         Raises:
             ModelError: it does not load, has no `learn` signature, or keeps state that is not in variables.
         """
+        self.path = path
         try:
-            self._root = tf.saved_model.load(path)
+            self.root = tf.saved_model.load(path)
         except Exception as error:  # TensorFlow raises nearly anything here; the caller wants one kind
             raise ModelError(f"{path} does not load as a SavedModel: {error}") from error
-        if LEARN_SIGNATURE not in self._root.signatures:
+        if LEARN_SIGNATURE not in self.root.signatures:
             raise ModelError(
-                f"{path} cannot learn: it has the signatures {', '.join(sorted(self._root.signatures))}, and "
+                f"{path} cannot learn: it has the signatures {', '.join(sorted(self.root.signatures))}, and "
                 f"{LEARN_SIGNATURE!r} is wanted. Save the module with a `learn` signature, or serve it without a learner."
             )
-        self._learn = self._root.signatures[LEARN_SIGNATURE]
+        self._learn = self.root.signatures[LEARN_SIGNATURE]
         self._inputs = self._learn.structured_input_signature[1]
-        variables, others = checkpointed_variables(self._root, path)
+        variables, others = checkpointed_variables(self.root, path)
         if others:
             raise ModelError(
                 f"{path} cannot learn on: its checkpoint holds {', '.join(sorted(others)[:4])}, which are no variables. Keep "
@@ -53,6 +61,29 @@ class LearningModel:
             for key in sorted(reader.get_variable_to_shape_map())
         }
         self._keys, self._slices = tf.constant(list(self._entries)), tf.constant([""] * len(self._entries))
+        self._warming: threading.Thread | None = None
+
+    def warm_up(self) -> None:
+        """Learns a row beside other work, and forgets it: TensorFlow optimises and compiles at the first call.
+
+        Whoever learns, asks or saves waits until it is done.
+        """
+
+        def learn() -> None:
+            before = {key: variable.read_value() for key, variable in self.variables.items()}
+            # What a learner thinks of this row does not matter, nor whether it takes it.
+            with contextlib.suppress(ValueError, tf.errors.OpError):
+                self._learn(**{name: tf.zeros([1, *spec.shape[1:]], spec.dtype) for name, spec in self._inputs.items()})
+            for key, variable in self.variables.items():
+                variable.assign(before[key])
+
+        self._warming = threading.Thread(target=learn, name="warm up", daemon=True)
+        self._warming.start()
+
+    def _warm(self) -> None:
+        if self._warming is not None:
+            self._warming.join()
+            self._warming = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -66,6 +97,7 @@ class LearningModel:
 
     def snapshot(self) -> dict[str, tf.Tensor]:
         """All that is saved, as it is now, by checkpoint key; what is learnt later does not change it."""
+        self._warm()
         return {
             # A third of the time of `tf.convert_to_tensor`.
             key: tf.raw_ops.ReadVariableOp(resource=entry.handle, dtype=entry.dtype)
@@ -77,12 +109,12 @@ class LearningModel:
     @cached_property
     def served(self) -> frozenset[str]:
         """The checkpoint keys of the variables that predicting reads; a memory of rows, say, is none of them."""
-        read = {id(capture) for capture in self._root.signatures[SERVING_SIGNATURE].captured_inputs}
+        read = {id(capture) for capture in self.root.signatures[SERVING_SIGNATURE].captured_inputs}
         return frozenset(key for key, variable in self.variables.items() if id(variable.handle) in read)
 
     def signature(self, name: str) -> Any:
         """Another signature of the SavedModel, as it stands after what was learnt."""
-        return self._root.signatures[name]
+        return self.root.signatures[name]
 
     def predict(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
         """What the learner as it stands predicts of rows, by output.
@@ -90,7 +122,8 @@ class LearningModel:
         Raises:
             ModelError: a column is missing or of another type, or the graph refused the rows.
         """
-        serving = self._root.signatures[SERVING_SIGNATURE]
+        self._warm()
+        serving = self.root.signatures[SERVING_SIGNATURE]
         try:
             tensors = {
                 name: tf.constant(to_numpy(batch, name, spec.dtype.name, tuple(spec.shape[1:])))
@@ -123,6 +156,7 @@ class LearningModel:
         """
         if not batch.num_rows:
             raise ModelError("there is nothing to learn from: expected at least one row, came a batch without any")
+        self._warm()
         try:
             tensors = {
                 name: tf.constant(to_numpy(batch, name, spec.dtype.name, tuple(spec.shape[1:])))

@@ -114,9 +114,19 @@ class Graph(Protocol):
 class LoadedGraph:
     """A SavedModel's graph in memory, to be called with the variables of any version that shares it."""
 
-    def __init__(self, path: str, block_rows: int) -> None:
+    def __init__(self, path: str, block_rows: int, root: Any = None) -> None:
+        """Loads the SavedModel in this folder, or takes it from memory.
+
+        Args:
+            path: the folder.
+            block_rows: rows that the graph is given at a time.
+            root: what `tf.saved_model.load` gave for it. Its variables may change: each version's are handed to the graph.
+
+        Raises:
+            ModelError: it does not load, or has no such signature.
+        """
         try:
-            self._root = tf.saved_model.load(path)
+            self._root = tf.saved_model.load(path) if root is None else root
             self._function = self._root.signatures[SERVING_SIGNATURE]
         except Exception as error:  # TensorFlow raises nearly anything here; the caller wants one kind
             raise ModelError(f"{path} does not load as a SavedModel with signature {SERVING_SIGNATURE!r}: {error}") from error

@@ -16,6 +16,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 
 from models.activation_log import Activation, ActivationLog, LogCorrupt
+from models.loaded_graph import LoadedGraph
 from models.patience import Wanted, patiently
 from models.preflight import settle
 from models.registry import Manifest, Registry, UnknownVersion
@@ -140,10 +141,11 @@ class Execution:
         """Loads what the first records will want, where this process is the worker, too."""
         model = self.job.model
         if self.job.run.runner == "direct":
-            load_learner(model.registry, model.name, version)
+            learner = load_learner(model.registry, model.name, version)
             if self.job.kind == "loop":
                 cache = shared_cache(model.registry, block_rows=model.block_rows, max_versions=model.max_versions)
-                cache.get(model.name, version)
+                # One graph for both: it takes longer to load than all variables of a day.
+                cache.prepare(model.name, version, lambda *_: LoadedGraph(learner.path, model.block_rows, learner.root))
 
     def _run_micro_batches(self, checkpoint: Checkpoint) -> bool:
         settings = self.job.run

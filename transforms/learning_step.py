@@ -210,6 +210,9 @@ class _Learners:
 _learners = _Learners()
 
 
-def load_learner(registry: str, model: str, version: int) -> None:
-    """Loads the learner that this process will bring forward, before the first window wants it."""
-    _learners.put(registry, model, version, _learners.take(registry, model, version))
+def load_learner(registry: str, model: str, version: int) -> LearningModel:
+    """Loads the learner that this process will bring forward, before the first window wants it; it warms up beside."""
+    learner = _learners.take(registry, model, version)
+    learner.warm_up()
+    _learners.put(registry, model, version, learner)
+    return learner
