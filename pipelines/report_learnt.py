@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.registry import Registry
 from pipelines.parts import Parts
 from pipelines.report_charts import LIGHT, _iso, _middles, _range
 from pipelines.report_data import Windows
@@ -58,7 +59,8 @@ def learnt_charts(
         charts.append(_sizes(predictions, windows, events))
         charts += _places(registry, model, versions)
     if FEATURE in events and len(events[FEATURE]):
-        charts.append(_selection(events, windows))
+        features = Registry(registry).manifest(model, versions[-1]["version"]).signature.inputs
+        charts.append(_selection(events, windows, tuple(features)))
     return charts
 
 
@@ -179,11 +181,15 @@ def _places(registry: str, model: str, versions: Sequence[Mapping[str, Any]]) ->
     return [LearntChart("places", "Where the clusters went", text, figure)]
 
 
-def _selection(events: Mapping[str, list[Any]], windows: Windows) -> LearntChart:
-    """When each feature was selected, as bars."""
+def _selection(events: Mapping[str, list[Any]], windows: Windows, features: Sequence[str]) -> LearntChart:
+    """When each feature was selected, as bars. All are let through until enough is known; then some are dropped."""
     end = windows.start_us + windows.width_us * windows.count
     spans: dict[str, list[tuple[int, int]]] = {}
     since: dict[str, int] = {}
+    if "dropped" in events["kind"]:
+        known = events[EVENT_TIME][events["kind"].index("dropped")]
+        at_once = {name for time, name in zip(events[EVENT_TIME], events[FEATURE], strict=True) if time <= known}
+        since = {name: known for name in features if name not in at_once}
     for time, kind, feature in zip(events[EVENT_TIME], events["kind"], events[FEATURE], strict=True):
         if kind == "selected":
             since[feature] = time
@@ -191,7 +197,6 @@ def _selection(events: Mapping[str, list[Any]], windows: Windows) -> LearntChart
             spans.setdefault(feature, []).append((since.pop(feature), time))
     for feature, start in since.items():
         spans.setdefault(feature, []).append((start, max(end, start)))
-    # A feature that was only let through while nothing was known was never selected: it has no span.
     longest = sorted(spans, key=lambda name: -sum(stop - start for start, stop in spans[name]))[:MAX_FEATURES]
     order = sorted(longest, key=lambda name: spans[name][0][0], reverse=True)
     figure = go.Figure()
@@ -213,7 +218,7 @@ def _selection(events: Mapping[str, list[Any]], windows: Windows) -> LearntChart
         height=max(300, 22 * len(order) + 80),
     )
     text = (
-        "Each bar is a time in which a version had the feature selected; the classifier sees no other. What is not there never "
-        "mattered, or was let through only before enough was known to select."
+        "Each bar is a time in which a version had the feature selected; the classifier sees no other. Before enough was known "
+        "to select, all were let through. What is not there was never selected."
     )
     return LearntChart("selection", "Which features mattered when", text, figure)

@@ -174,6 +174,7 @@ def _monitor(drift: pa.Table, windows: Windows) -> LearntChart:
         x=[times[place] for place in chosen],
         y=[rows[told[place]["column"]] for place in chosen],
         mode="markers",
+        cliponaxis=False,
         name="window",
         marker={
             "symbol": ["x" if told[place]["alarm"] else "square" for place in chosen],
@@ -201,6 +202,6 @@ def _monitor(drift: pa.Table, windows: Windows) -> LearntChart:
     )
     text = (
         "Each mark is a window of predicted records, compared with the rows that its version was trained on; a cross is an "
-        "alarm. The rows of `drift/` have the figures."
+        "alarm. The files in drift/ have the figures."
     )
     return LearntChart("monitor", "Beside the training rows", text, figure)

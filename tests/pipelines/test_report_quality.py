@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.report_data import Windows
+from pipelines.report_learnt import _selection
 from pipelines.report_quality import MAX_POINTS, quality_charts
 from transforms.batches import TIME_TYPE
 
@@ -75,3 +76,14 @@ def test_alarms_of_the_monitor_and_very_many_windows(tmp_path: Path) -> None:
 
 def test_a_job_without_them_has_no_such_charts(tmp_path: Path) -> None:
     assert quality_charts(str(tmp_path), WINDOWS, ACTIVATIONS) == []
+
+
+def test_a_feature_that_was_kept_from_the_start_has_its_bar() -> None:
+    events = {
+        "event_time": [SECOND * second for second in (10, 10, 50, 70)],
+        "kind": ["dropped", "dropped", "selected", "dropped"],
+        "feature": ["c", "d", "c", "b"],
+    }
+    bars = {line.y[0]: line.x[:2] for line in _selection(events, WINDOWS, ("a", "b", "c", "d")).figure.data}
+    ends = {name: tuple(time[-2:] for time in bar) for name, bar in bars.items()}
+    assert ends == {"a": ("10", "40"), "b": ("10", "10"), "c": ("50", "40")}, "a and b were let through, and then kept"
