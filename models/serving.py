@@ -12,6 +12,7 @@ side, and none needs a lock.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -56,6 +57,15 @@ class ServedModel:
         self._variables = graph.variables(path, values)
         # How long predicting took, the first call left out, which warms up. Two threads may lose a count: it is an average.
         self.seconds, self.rows, self._warm = 0.0, 0, False
+
+    def warm_up(self) -> None:
+        """Has TensorFlow make the graph ready, which it else does in the first call."""
+        fields = self.manifest.signature.inputs
+        if any(size is None for field in fields.values() for size in field.shape):
+            return
+        columns = [tf.zeros([1, *fields[name].shape], fields[name].dtype).numpy() for name in self._graph.input_names]
+        with contextlib.suppress(ValueError, tf.errors.OpError):  # who does not take zeros is warmed up by the first records
+            self._graph.predict(columns, 1, self._variables)
 
     def predict(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
         """Predicts every row.

@@ -138,14 +138,14 @@ class Execution:
             self._graph.close()
 
     def _load_first(self, version: int) -> None:
-        """Loads what the first records will want, where this process is the worker, too."""
+        """Loads what the first records will want, where this process is the worker, too: one graph to learn and to predict."""
         model = self.job.model
         if self.job.run.runner == "direct":
             learner = load_learner(model.registry, model.name, version)
             if self.job.kind == "loop":
                 cache = shared_cache(model.registry, block_rows=model.block_rows, max_versions=model.max_versions)
-                # One graph for both: it takes longer to load than all variables of a day.
-                cache.prepare(model.name, version, lambda *_: LoadedGraph(learner.path, model.block_rows, learner.root))
+                graph = LoadedGraph(learner.path, model.block_rows, learner.root)
+                cache.prepare(model.name, version, lambda *_: graph).warm_up()
 
     def _run_micro_batches(self, checkpoint: Checkpoint) -> bool:
         settings = self.job.run

@@ -19,6 +19,9 @@ class RecordBatchCoder(coders.Coder):
         with pa.ipc.open_stream(encoded) as reader:
             return reader.read_next_batch()
 
+    def estimate_size(self, value: pa.RecordBatch) -> int:
+        return int(value.nbytes)  # Beam asks for its counters at many steps, and would encode each time
+
     def is_deterministic(self) -> bool:
         return True
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -208,20 +209,18 @@ class OnlineExperts:
         new = np.stack([usable.sum(axis=0), values.sum(axis=0), (values * values).sum(axis=0)])
         state["sums"] = state["sums"] * kept + new
         mean, scale = self._scales(state["sums"])
-        x = self._encoded(rows, mean, scale)[None] * self._masks()
-        half_lives = np.tile(self._sets[1], self._sets[0])[:, None]
-        weight = 0.5 ** (np.arange(size - 1, -1, -1) / half_lives)
+        masks, weight, faded, damping = _constants(self, size)
+        x = self._encoded(rows, mean, scale)[None] * masks
         if self.classes:
             slope, bend = self._of_classes(x @ state["weights"], targets)
         else:
             off = x @ state["weights"] - np.where(usable[:, -1], (targets - mean[-1]) * scale[-1], 0.0)[:, None]
             bend = FAR / np.maximum(np.abs(off[..., 0]), FAR) * usable[:, -1]
             slope = off * bend[..., None]
-        curvature = state["curvature"] * 0.5 ** (size / half_lives)[:, :, None]
+        curvature = state["curvature"] * faded
         state["curvature"] = curvature + np.swapaxes(x * (bend * weight)[..., None], 1, 2) @ x
         uphill = np.swapaxes(x, 1, 2) @ (slope * weight[..., None])
-        damped = state["curvature"] + DAMPING * np.eye(self._columns)
-        state["weights"] = state["weights"] - np.linalg.solve(damped, uphill)
+        state["weights"] = state["weights"] - np.linalg.solve(state["curvature"] + damping, uphill)
         state["seen"] = state["seen"] + size
 
     def _of_classes(self, odds: Doubles, targets: Doubles) -> tuple[Doubles, Doubles]:
@@ -255,6 +254,15 @@ class OnlineExperts:
         elif self.outputs > 1:
             answers -= answers.mean(axis=2, keepdims=True)
         return answers.reshape(len(stage), -1)
+
+
+@lru_cache(maxsize=256)
+def _constants(experts: OnlineExperts, size: int) -> tuple[Doubles, Doubles, Doubles, Doubles]:
+    """Of a block of so many labels: the masks, each label's weight, what is left of the curvature, and the damping."""
+    kinds, half_lives = experts._sets
+    each = np.tile(half_lives, kinds)[:, None]
+    weight = 0.5 ** (np.arange(size - 1, -1, -1) / each)
+    return experts._masks(), weight, 0.5 ** (size / each)[:, :, None], DAMPING * np.eye(experts._columns)
 
 
 def _clipped(z: Doubles) -> Doubles:
