@@ -192,6 +192,7 @@ def test_without_labels_versions_and_scores_are_shown(tmp_path):
     page, _ = make(tmp_path, labels=False, label=None)
     assert page.charts == ["drift", "versions", "scores"]
     assert "Accuracy of the live model" not in page.text and "Kappa-temporal 0" not in page.text
+    assert "accuracy while live" not in page.text  # a column that would be empty
 
 
 def test_without_a_frozen_version_there_is_no_gap(tmp_path):
