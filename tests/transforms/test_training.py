@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import apache_beam as beam
@@ -14,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.activation_log import Activation, ActivationInPast, ActivationLog
+from models.gate.result import GateRefused, GateReport, refused
 from models.learners.mlp_classifier import MlpClassifier, MlpClassifierConfig
 from models.learning import save_learner
-from models.registry import PublicationConflict, Registry
+from models.registry import Manifest, PublicationConflict, Registry
 from transforms.batches import EVENT_TIME, MAX_WATERMARK_US, NAME_TYPE, ROW, SEQUENCE, SOURCE, TIME_TYPE
 from transforms.label_join import LABEL_TIME
 from transforms.training import ACTIVATIONS, ActivateVersions, Train
@@ -104,6 +106,34 @@ def test_learning_a_window_again_finds_its_version(tmp_path: Path, seed: Path) -
     # Other rows under the same publication are no repetition, and must not pass for one.
     with pytest.raises(PublicationConflict):
         train.advance({}, {"in": rows.slice(1)}, MAX_WATERMARK_US)
+
+
+def test_what_was_learnt_on_from_a_refused_version_is_thrown_away(
+    tmp_path: Path, seed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A version is published while the next window is learnt: by then that window has learnt from what is refused.
+    rows = labelled(list(range(40)))
+    without = pa.concat_tables([rows.slice(0, 10), rows.slice(20)])
+    expected, train = step(tmp_path, seed, "without"), step(tmp_path, seed, "refusing")
+    expected.advance({}, {"in": without}, MAX_WATERMARK_US)
+    checks: list[int] = []
+
+    def refuses_the_second(*_: object) -> Callable[[str, Manifest], str]:
+        def check(folder: str, draft: Manifest) -> str:
+            checks.append(len(checks))
+            if len(checks) == 2:
+                raise GateRefused("the second", GateReport((refused("weights", "not finite"),)))
+            return GateReport(()).to_json()
+
+        return check
+
+    monkeypatch.setattr("transforms.learning_step.check_learnt", refuses_the_second)
+    _, given = train.advance({}, {"in": rows}, MAX_WATERMARK_US)
+    assert given["activations"].column("effective_from_us").to_pylist() == [10_000_000, 30_000_000, 40_000_000]
+    assert given["refused"].column("sequence").to_pylist() == list(range(10, 20))
+    assert digests(train) == digests(expected)
+    registry = Registry(train.registry)
+    assert [registry.manifest("m", version).parent for version in registry.versions("m")] == [None, 1, 2, 3]
 
 
 def test_warm_up_publishes_candidates_and_activates_none(tmp_path: Path, seed: Path) -> None:
