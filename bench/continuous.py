@@ -25,10 +25,11 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from models.activation_log import ActivationLog
+from models.kafka_client import KafkaClient
 from models.registry import Registry
 from runners.local_kafka import kafka_broker
 from tests.pipelines import jobs
@@ -122,10 +123,7 @@ def _drive(
     bootstrap: str,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    producer, log = (
-        Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5}),
-        ActivationLog(str(registry), "line"),
-    )
+    producer, log = KafkaClient(bootstrap).producer(**{"linger.ms": 5}), ActivationLog(str(registry), "line")
     sent_at: list[float] = []
     zero = time.time()
 

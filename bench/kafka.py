@@ -37,13 +37,14 @@ AIM = 0.5  # of the plain loop's slope
 
 def fill(bootstrap: str, topic: str, rows: int) -> None:
     """Writes the records, a second apart, in turn over the partitions."""
-    from confluent_kafka import Producer
     from confluent_kafka.admin import AdminClient, NewTopic
+
+    from models.kafka_client import KafkaClient
 
     admin = AdminClient({"bootstrap.servers": bootstrap})
     for name, partitions in ((topic, PARTITIONS), *((f"{topic}-{name}", 1) for name in CONTENDERS)):
         admin.create_topics([NewTopic(name, num_partitions=partitions)])[name].result()
-    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 20})
+    producer = KafkaClient(bootstrap).producer(**{"linger.ms": 20})
     values = np.random.default_rng(SEED).normal(size=(rows, len(FEATURES))).round(6)
     for number, row in enumerate(values.tolist()):
         text = json.dumps({"time": number, **dict(zip(FEATURES, row, strict=True))})

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY_PREFIX = ".tmp-"
-_syncing = threading.local()
+
+
+class _Syncing(threading.local):
+    later = False  # whether what this thread writes is put on the disk by somebody, later
+
+
+_syncing = _Syncing()
 _HINTS = {
     errno.ENOSPC: "The disk is full: free some space and try again.",
     errno.EDQUOT: "The disk quota is used up: free some space and try again.",
@@ -151,7 +157,7 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 def sync_file(path: str) -> None:
     """Puts a local file's content on the disk."""
-    if getattr(_syncing, "later", False):
+    if _syncing.later:
         return
     with _explained("write", path), Path(path).open("rb") as file:
         _to_disk(file.fileno())
@@ -180,7 +186,7 @@ def synced_together(folder: str) -> Iterator[None]:
     Args:
         folder: a folder on the file system that is written to.
     """
-    if not is_local(folder) or getattr(_syncing, "later", False):
+    if not is_local(folder) or _syncing.later:
         yield
         return
     _syncing.later = True
@@ -200,7 +206,7 @@ def synced_together(folder: str) -> Iterator[None]:
 @contextlib.contextmanager
 def synced_by_another() -> Iterator[None]:
     """For a thread that writes for one that is within `synced_together`, and that waits for it there."""
-    before, _syncing.later = getattr(_syncing, "later", False), True
+    before, _syncing.later = _syncing.later, True
     try:
         yield
     finally:
@@ -208,13 +214,13 @@ def synced_by_another() -> Iterator[None]:
 
 
 def _to_disk(descriptor: int) -> None:
-    if not getattr(_syncing, "later", False):
+    if not _syncing.later:
         os.fsync(descriptor)
 
 
 def sync_folder(path: str) -> None:
     """Puts a local folder's entries on the disk."""
-    if getattr(_syncing, "later", False):
+    if _syncing.later:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

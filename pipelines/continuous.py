@@ -17,7 +17,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
 
-from models.activation_log import ActivationLog, LogError
+from models.activation_log import LogError
+from models.opened import shared_log
 from pipelines.graph import DEAD_LETTERS, EVALUATIONS, EVENTS, PREDICTIONS, Resolved, build
 from pipelines.job import JobSpec
 from pipelines.live_judge import LiveJudge
@@ -200,7 +201,7 @@ class ContinuousExecution:
         rate = (sum(counts.values()) - before) / seconds
         live = "unknown: the activation log cannot be read just now"
         with contextlib.suppress(LogError, OSError):
-            activations = ActivationLog(self.job.model.registry, self.job.model.name).activations()
+            activations = shared_log(self.job.model.registry, self.job.model.name).activations()
             live = f"{activations[-1].version} activated last" if activations else "none"
         told = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()]
         return f"{', '.join(told)}  {rate:,.0f} messages/s  version {live}"

@@ -134,27 +134,24 @@ class LearningStep:
                     except ModelError as error:
                         refused, learner = error, None
                     if waiting is not None:
-                        before, theirs, told, future = waiting
-                        waiting = None
-                        try:
-                            parent = future.result()
-                            yield Learnt(before, theirs, parent, told)
-                        except (ModelError, GateRefused) as error:
-                            yield Learnt(before, theirs, None, None, str(error))
+                        before, waiting = _published(*waiting), None
+                        if before.version is None:
                             made, refused, learner = None, None, None  # it was learnt on from what is not there
+                        else:
+                            parent = before.version
+                        yield before
                 if refused is not None:
                     yield Learnt(window, rows, None, None, str(refused))
                 elif made is not None:
                     future = beside.submit(self._publish_beside, parent, made, rows.num_rows, window, owner)
                     waiting = window, rows, events, future
             if waiting is not None:
-                before, theirs, told, future = waiting
-                try:
-                    parent = future.result()
-                    yield Learnt(before, theirs, parent, told)
-                except (ModelError, GateRefused) as error:
+                before = _published(*waiting)
+                if before.version is None:
                     learner = None
-                    yield Learnt(before, theirs, None, None, str(error))
+                else:
+                    parent = before.version
+                yield before
         if learner is not None:
             _learners.put(self.registry, self.model, parent, learner)
 
@@ -184,6 +181,14 @@ class LearningStep:
     def move(self, version: int, line: str) -> None:
         """The learner of another line becomes that of the main one."""
         _learners.put(self.registry, self.model, version, _learners.take(self.registry, self.model, version, line))
+
+
+def _published(window: Window, rows: pa.RecordBatch, events: pa.Table | None, future: Future[int]) -> Learnt:
+    """What came of a window whose version is being published beside; waits for it."""
+    try:
+        return Learnt(window, rows, future.result(), events)
+    except (ModelError, GateRefused) as error:
+        return Learnt(window, rows, None, None, str(error))
 
 
 class _Learners:

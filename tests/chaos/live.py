@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
-from confluent_kafka import Producer
 
 from models.activation_log import ActivationLog
+from models.kafka_client import KafkaClient
 from models.registry import Registry
 from tests.chaos.bad_models import save
 from tests.chaos.people import MODEL
@@ -80,10 +80,7 @@ class LiveJob:
         self._sender.start()
 
     def _send(self, bootstrap: str) -> None:
-        producer, begun = (
-            Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5}),
-            time.monotonic(),
-        )
+        producer, begun = KafkaClient(bootstrap).producer(**{"linger.ms": 5}), time.monotonic()
         while not self._ended.wait(0.01):
             for number in range(self.sent, int((time.monotonic() - begun) * RATE)):
                 record = {"id": number, "time": time.time_ns() // 1000, "a": number % 100 / 10, "b": number % 7 / 10}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from confluent_kafka import Producer
 
+from models.kafka_client import KafkaClient
 from pipelines.continuous import ContinuousExecution
 from pipelines.job import JobSpec
 from runners.local_flink import flink_cluster
@@ -67,7 +67,7 @@ def _from_topics(job: JobSpec, bootstrap: str, settings: dict[str, Any]) -> JobS
 
 
 def _send(bootstrap: str, topic: str, lines: list[bytes]) -> None:
-    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 20})
+    producer = KafkaClient(bootstrap).producer(**{"linger.ms": 20})
     for line in lines:
         while True:
             try:
