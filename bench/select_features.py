@@ -79,7 +79,7 @@ def midstream(data: Data, *, masked: bool) -> dict[str, Any]:
             batch = pa.RecordBatch.from_arrays([*columns, pa.array(data.y[at : at + WINDOW_ROWS])], names=[*names, "label"])
             given = predict(**{name: to_numpy(batch, name, "float32", ()) for name in names})
             right.append(given["prediction"].numpy() == data.y[at : at + WINDOW_ROWS])
-            _, events = learner.learn_with_events(batch)
+            events = learner.step(learner.tensors(batch)).events
             for event in [] if events is None else events.to_pylist():
                 place = int(event["feature"][1:])
                 selected = selected | {place} if event["kind"] == "selected" else selected - {place}

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import tensorflow as tf
@@ -20,6 +20,21 @@ from models.serving import SERVING_SIGNATURE, to_arrow, to_numpy
 
 LEARN_SIGNATURE = "learn"
 EVENT_PREFIX = "event_"  # of the outputs of `learn` that are the columns of a table of events
+
+
+class Step(NamedTuple):
+    """What a call of `learn` gave.
+
+    Attributes:
+        figures: the scalar outputs of the signature, as `loss`.
+        events: its outputs named `event_...`, vectors of one length, as the columns of a table without that prefix, a row for
+            each event; None if there are none.
+        values: all that is saved of the learner as it is behind the step; see `LearningModel.snapshot`.
+    """
+
+    figures: dict[str, float]
+    events: pa.Table | None
+    values: dict[str, tf.Tensor]
 
 
 class LearningModel:
@@ -46,8 +61,7 @@ class LearningModel:
                 f"{path} cannot learn: it has the signatures {', '.join(sorted(self.root.signatures))}, and "
                 f"{LEARN_SIGNATURE!r} is wanted. Save the module with a `learn` signature, or serve it without a learner."
             )
-        self._learn = self.root.signatures[LEARN_SIGNATURE]
-        self._inputs = self._learn.structured_input_signature[1]
+        self._inputs = self.root.signatures[LEARN_SIGNATURE].structured_input_signature[1]
         variables, others = checkpointed_variables(self.root, path)
         if others:
             raise ModelError(
@@ -61,6 +75,7 @@ class LearningModel:
             for key in sorted(reader.get_variable_to_shape_map())
         }
         self._keys, self._slices = tf.constant(list(self._entries)), tf.constant([""] * len(self._entries))
+        self._step = tf.function(self._learn_and_read, autograph=False).get_concrete_function(**self._inputs)
         self._warming: threading.Thread | None = None
 
     def warm_up(self) -> None:
@@ -73,7 +88,7 @@ class LearningModel:
             before = {key: variable.read_value() for key, variable in self.variables.items()}
             # What a learner thinks of this row does not matter, nor whether it takes it.
             with contextlib.suppress(ValueError, tf.errors.OpError):
-                self._learn(**{name: tf.zeros([1, *spec.shape[1:]], spec.dtype) for name, spec in self._inputs.items()})
+                self._step(**{name: tf.zeros([1, *spec.shape[1:]], spec.dtype) for name, spec in self._inputs.items()})
             for key, variable in self.variables.items():
                 variable.assign(before[key])
 
@@ -140,39 +155,52 @@ class LearningModel:
             The scalar outputs of the `learn` signature, as `loss`.
 
         Raises:
-            ModelError: see `learn_with_events`.
+            ModelError: see `tensors` and `step`.
         """
-        return self.learn_with_events(batch)[0]
+        return self.step(self.tensors(batch)).figures
 
-    def learn_with_events(self, batch: pa.RecordBatch) -> tuple[dict[str, float], pa.Table | None]:
-        """Learns from the rows of a batch, in their order, and gives what the learner has to tell beside its figures.
-
-        Returns:
-            The scalar outputs of the `learn` signature; and its outputs named `event_...`, vectors of one length, as the
-            columns of a table without that prefix, a row for each event. None if there are none.
+    def tensors(self, batch: pa.RecordBatch) -> dict[str, tf.Tensor]:
+        """The rows of a batch as `step` wants them. Another thread may ask for the next ones while one learns.
 
         Raises:
-            ModelError: there are no rows, a column is missing or of another type, or the graph refused the rows.
+            ModelError: there are no rows, or a column is missing or of another type.
         """
         if not batch.num_rows:
             raise ModelError("there is nothing to learn from: expected at least one row, came a batch without any")
-        self._warm()
         try:
-            tensors = {
+            return {
                 name: tf.constant(to_numpy(batch, name, spec.dtype.name, tuple(spec.shape[1:])))
                 for name, spec in self._inputs.items()
             }
-            given = self._learn(**tensors)
         except (ValueError, tf.errors.OpError) as error:
             raise ModelError(f"the learner refused {batch.num_rows} rows: {error}") from error
-        scalars = {name: float(value.numpy()) for name, value in given.items() if value.shape.rank == 0}
+
+    def step(self, tensors: Mapping[str, tf.Tensor]) -> Step:
+        """Learns from rows, in their order.
+
+        Raises:
+            ModelError: the graph refused the rows.
+        """
+        self._warm()
+        try:
+            given, values = self._step(**tensors)
+        except (ValueError, tf.errors.OpError) as error:
+            rows = next(iter(tensors.values())).shape[0]
+            raise ModelError(f"the learner refused {rows} rows: {error}") from error
+        figures = {name: float(value.numpy()) for name, value in given.items() if value.shape.rank == 0}
         vectors = {
             name.removeprefix(EVENT_PREFIX): value.numpy()
             for name, value in sorted(given.items())
             if name.startswith(EVENT_PREFIX) and value.shape.rank == 1
         }
         happened = any(len(values) for values in vectors.values())
-        return scalars, pa.table({name: to_arrow(values) for name, values in vectors.items()}) if happened else None
+        events = pa.table({name: to_arrow(values) for name, values in vectors.items()}) if happened else None
+        return Step(figures, events, {key: values.get(key, entry) for key, entry in self._entries.items()})
+
+    def _learn_and_read(self, **tensors: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """One call of TensorFlow instead of one for each variable."""
+        given = self.root.signatures[LEARN_SIGNATURE](**tensors)
+        return given, {key: variable.read_value() for key, variable in self.variables.items()}
 
     def write_variables(self, folder: str, values: Mapping[str, tf.Tensor] | None = None) -> None:
         """Writes the variables as TensorFlow does, so that with the graph's `saved_model.pb` they are a SavedModel.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -92,6 +93,8 @@ class Execution:
         Raises:
             JobError: something is wrong with the job or its surroundings; says what to do.
         """
+        if job.learner is not None:
+            _one_thread_an_operation()
         self.resolved = resolve(job)
         self.job = job
         self._log = ActivationLog(job.model.registry, job.model.name)
@@ -373,6 +376,14 @@ class Execution:
         learner = (self.job.model.registry, self.job.model.name) if self.job.learner is not None else None
         write_report(str(self._output), summary, versions, activations, self.job.name, label, str(report), learner)
         return Outcome(summary, report, finished, counts, self._notices + letters)
+
+
+def _one_thread_an_operation() -> None:
+    """A learner's operations are small: spread over threads they take as long, and keep cores busy that others could use.
+
+    By the environment, where TensorFlow looks when it begins: its own setting would become part of every graph that is saved.
+    """
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 
 def counters(result: PipelineResult) -> dict[str, int]:

@@ -42,6 +42,7 @@ PREDICTIONS, EVALUATIONS, DEAD_LETTERS = "predictions", "evaluations", "dead_let
 METRICS = "metrics"
 FIRST = "first_"  # prefix of what the first version said, where it is compared with
 BESIDE = "beside_"  # prefix of what a challenger said, or whom a challenger is compared with
+_REQUESTS_TOGETHER = 4  # pieces of a bounded run, each of one version, that are predicted at a time
 _IDENTITY = [EVENT_TIME, SOURCE, ROW, SEQUENCE]
 
 
@@ -110,10 +111,6 @@ def build(mode: Mode, resolved: Resolved) -> None:
     # A job that only serves need not wait for labels. One that learns does: a label may still make the version of a record.
     features, failed, late = rows | "steps" >> Apply(resolved.stages, mode.advance, records_only=job.kind == "serve")
     dead += failed
-
-    if resolved.context is not None:
-        given = {"records": features, "labels": labels} | mode.advance(resolved.context, "context")
-        features = given["out"]
 
     unmatched = None
     sinks: dict[str, beam.PCollection] = {}
@@ -211,10 +208,12 @@ def _learn(
         job.name,
         job.learner.every_rows,
         response(job, resolved.watched),
+        resolved.context.alarm() if resolved.context is not None else None,
     )
     if labels is None:
-        return mode.learn(train, {"in": features}, "in", job)
-    return mode.learn(Chain(_join(resolved), train), {"records": features, "labels": labels}, "records", job)
+        return mode.learn(train, {"in": features}, "in", job, None)
+    inputs = {"records": features, "labels": labels}
+    return mode.learn(Chain(_join(resolved), train), inputs, "records", job, resolved.context)
 
 
 def _hold(
@@ -246,6 +245,7 @@ def _predict(mode: Mode, features: beam.PCollection, resolved: Resolved) -> tupl
             policy={"": "as_of", FIRST: "first", BESIDE: "beside"}[prefix],
             block_rows=model.block_rows,
             max_versions=model.max_versions,
+            max_requests=1 if resolved.job.run.mode == "continuous" else _REQUESTS_TOGETHER,
             on_load_failure=on_load_failure,
             # Where a stream goes on and on. A replay or a batch has all its versions before it.
             preload=resolved.job.run.trigger != "available-now" or resolved.job.run.mode == "continuous",

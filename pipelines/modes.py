@@ -22,6 +22,7 @@ from transforms.continuous.versions import AssignVersionsLive, LiveLog
 from transforms.kafka.source import KafkaSource
 from transforms.model_timeline import AssignVersions, Choice
 from transforms.operators import Operator
+from transforms.overlapped_learning import OverlappedLearning
 from transforms.sinks import WriteParquet
 from transforms.sources import Decode, Read, Source
 from transforms.stateful import Advance
@@ -38,12 +39,19 @@ class Mode(Protocol):
         """Feeds an operator: a dict of PCollections by input tag to one by output tag."""
 
     def learn(
-        self, operator: Operator, inputs: Mapping[str, beam.PCollection], rows: str, job: JobSpec
+        self, operator: Operator, inputs: Mapping[str, beam.PCollection], rows: str, job: JobSpec, context: Operator | None
     ) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
         """Feeds a learner and activates what it learns.
 
+        Args:
+            operator: the learner.
+            inputs: by its tags.
+            rows: the input that is also predicted.
+            job: whose model it is.
+            context: what adds to these rows before they are learnt or predicted, given the same inputs; None for nothing.
+
         Returns:
-            The input `rows`, as far as it may be predicted, and the learner's outputs.
+            The rows, with their context, as far as they may be predicted; and the learner's outputs.
         """
 
     def versions(self, job: JobSpec, choice: Choice) -> beam.PTransform:
@@ -82,13 +90,15 @@ class Bounded:
         return Advance(operator, name, self._runs, records_only=records_only)
 
     def learn(
-        self, operator: Operator, inputs: Mapping[str, beam.PCollection], rows: str, job: JobSpec
+        self, operator: Operator, inputs: Mapping[str, beam.PCollection], rows: str, job: JobSpec, context: Operator | None
     ) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
+        if context is not None:
+            operator = OverlappedLearning(job.model.registry, context, operator)
         given = inputs | self.advance(operator, "learn")
         activate = ActivateVersions(job.model.registry, job.model.name, job.name, strict=job.kind == "loop")
         activations = given["activations"] | "activate" >> activate
         self._timelines = (self._timelines, activations) | "log and learnt" >> beam.Flatten()
-        return inputs[rows], given
+        return inputs[rows] if context is None else given[context.outputs[0]], given
 
     def versions(self, job: JobSpec, choice: Choice) -> beam.PTransform:
         return AssignVersions(self._timelines, choice)
@@ -138,9 +148,11 @@ class Continuous:
         return AdvanceLive(operator, name, tick_us=self._tick_us)
 
     def learn(
-        self, operator: Operator, inputs: Mapping[str, beam.PCollection], rows: str, job: JobSpec
+        self, operator: Operator, inputs: Mapping[str, beam.PCollection], rows: str, job: JobSpec, context: Operator | None
     ) -> tuple[beam.PCollection, dict[str, beam.PCollection]]:
         model = job.model
+        if context is not None:
+            inputs = {**inputs, rows: (inputs | self.advance(context, "context"))[context.outputs[0]]}
         if job.kind == "loop":
             given = inputs | self.advance(LearnThenRelease(operator, model.registry, model.name, job.name, rows), "learn")
             return given[RELEASED], given

@@ -7,7 +7,6 @@ thing everywhere, the in-process one is named here.
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from collections.abc import Callable
 
@@ -15,7 +14,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineResult
+from apache_beam.runners.runner import PipelineResult, PipelineState
 from apache_beam.runners.worker import statesampler
 
 # RunInference warns of this at every start where PyTorch is missing, which Midstream has no use for.
@@ -50,9 +49,9 @@ class DirectGraph:
         """
         self._runner = _Remembering()
         # Beam would read sys.argv, which holds Midstream's own arguments.
-        self._pipeline = beam.Pipeline(runner=self._runner, options=PipelineOptions([]))
-        build(self._pipeline)
-        shutil.rmtree(self._pipeline.local_tempdir, ignore_errors=True)  # Beam deletes it only when the pipeline is run
+        pipeline = beam.Pipeline(runner=self._runner, options=PipelineOptions([]))
+        build(pipeline)
+        pipeline.run()  # translates it and no more
 
     def run(self) -> PipelineResult:
         """Runs it to its end and gives its result, with the metrics.
@@ -60,13 +59,8 @@ class DirectGraph:
         Raises:
             Exception: whatever a step raised.
         """
-        if self._runner.graph is None:
-            result = self._pipeline.run()
-        else:
-            # Building and translating a graph takes longer than running a small micro-batch.
-            copy = beam_runner_api_pb2.Pipeline()
-            copy.CopyFrom(self._runner.graph)
-            result = FnApiRunner.run_via_runner_api(self._runner, copy, self._runner.options)
+        # Building and translating a graph takes longer than running a small micro-batch.
+        result = self._runner.run_again()
         result.wait_until_finish()
         return result
 
@@ -75,12 +69,15 @@ class DirectGraph:
 
 
 class _Remembering(FnApiRunner):
-    """The in-process runner, keeping the translated graph."""
-
-    graph: beam_runner_api_pb2.Pipeline | None = None
-    options: PipelineOptions | None = None
+    """The in-process runner, which keeps the translated graph instead of running it at once."""
 
     def run_via_runner_api(self, pipeline_proto: beam_runner_api_pb2.Pipeline, options: PipelineOptions) -> PipelineResult:
-        self.graph, self.options = beam_runner_api_pb2.Pipeline(), options
-        self.graph.CopyFrom(pipeline_proto)
-        return super().run_via_runner_api(pipeline_proto, options)
+        self._graph, self._options = beam_runner_api_pb2.Pipeline(), options
+        self._graph.CopyFrom(pipeline_proto)
+        return PipelineResult(PipelineState.DONE)
+
+    def run_again(self) -> PipelineResult:
+        """Runs what was kept."""
+        copy = beam_runner_api_pb2.Pipeline()
+        copy.CopyFrom(self._graph)
+        return super().run_via_runner_api(copy, self._options)

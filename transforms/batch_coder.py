@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
+from collections.abc import Callable
+
 import pyarrow as pa
 from apache_beam import coders
 
@@ -29,4 +32,11 @@ class RecordBatchCoder(coders.Coder):
         return pa.RecordBatch
 
 
+def _as_bytes(batch: pa.RecordBatch) -> tuple[Callable[[bytes], pa.RecordBatch], tuple[bytes]]:
+    coder = RecordBatchCoder()
+    return coder.decode, (coder.encode(batch),)
+
+
 coders.registry.register_coder(pa.RecordBatch, RecordBatchCoder)
+# What holds a batch is pickled, if only for Beam to guess its size: with a slice go its rows then, not all those beside it.
+copyreg.pickle(pa.RecordBatch, _as_bytes)

@@ -1,12 +1,15 @@
 """Predictions through Beam's RunInference, on whole RecordBatches, with their lineage.
 
 RunInference is given one model for good: the process's `ModelCache`. Each request names the version it wants, so a swap
-never touches what RunInference holds, and its metrics, batching options and exception handling stay in use.
+never touches what RunInference holds, and its metrics and batching options stay in use.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
@@ -14,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+from apache_beam.pvalue import TaggedOutput
 
 from models.preloading import watch
 from models.serving import DEFAULT_BLOCK_ROWS, DEFAULT_MAX_VERSIONS, ModelCache, ModelError, ServedModel, shared_cache
@@ -35,6 +39,7 @@ LINEAGE = pa.schema(
 OnLoadFailure: TypeAlias = Literal["previous", "hold", "dead_letter"]
 ABSTAIN = "abstain"  # an output that is 1 where the others mean nothing
 _SILENCED = ("prediction", "score")
+_PREDICTED, _FAILED = "predicted", "failed"
 _TRIES = 3
 _POLICY_CHARACTERS = 300
 
@@ -70,7 +75,7 @@ class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
             policy: how versions were chosen, for the lineage.
             block_rows: TensorFlow is given this many rows at a time, always.
             max_versions: versions kept in memory.
-            max_requests: requests that Beam may batch for one call.
+            max_requests: requests that are predicted at a time, side by side on the cores there are; they wait for one another.
             on_load_failure: what becomes of rows whose version does not load after some tries: `previous` predicts them with
                 the version before, and the lineage tells which was requested and why another was used; `hold` stops the job,
                 so that they wait; `dead_letter` puts them there.
@@ -90,8 +95,20 @@ class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
     def run_inference(
         self, batch: Sequence[Request], model: ModelCache, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionResult]:
-        for request in batch:
-            yield PredictionResult(request, self._predict(request, model), f"{self._model}/{request.version}")
+        given = (
+            _side_by_side().map(self._tried, batch, [model] * len(batch))
+            if len(batch) > 1
+            else map(self._tried, batch, [model])
+        )
+        for request, inference in zip(batch, given, strict=True):
+            yield PredictionResult(request, inference, f"{self._model}/{request.version}")
+
+    def _tried(self, request: Request, cache: ModelCache) -> pa.RecordBatch | ModelError:
+        """The rows with their predictions, or why there are none: a request that fails takes only its own rows with it."""
+        try:
+            return self._predict(request, cache)
+        except ModelError as error:
+            return error
 
     def _predict(self, request: Request, cache: ModelCache) -> pa.RecordBatch:
         rows = request.batch.num_rows
@@ -129,7 +146,7 @@ class BatchModelHandler(ModelHandler[Request, PredictionResult, ModelCache]):
             return served, f"previous: version {request.version} was requested; {error}"[:_POLICY_CHARACTERS]
 
     def batch_elements_kwargs(self) -> dict[str, int]:
-        return {"min_batch_size": 1, "max_batch_size": self._max_requests}
+        return {"min_batch_size": self._max_requests, "max_batch_size": self._max_requests}
 
     def get_num_bytes(self, batch: Sequence[Request]) -> int:
         return sum(request.batch.nbytes for request in batch)
@@ -146,26 +163,27 @@ class Predict(beam.PTransform):
         self._handler = handler
 
     def expand(self, requests: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
-        # A request that fails takes only its own rows with it, with the reason; all else goes on.
-        results, failed = requests | RunInference(self._handler).with_exception_handling(exc_class=ModelError)
-        predictions = results | "predictions" >> beam.ParDo(_Predicted()).with_output_types(pa.RecordBatch)
-        dead = failed.failed_inferences | "failed" >> beam.FlatMap(_failed).with_output_types(pa.RecordBatch)
-        return predictions, dead
+        results = requests | RunInference(self._handler)
+        predicted = beam.ParDo(_Predicted()).with_output_types(pa.RecordBatch)
+        given = results | "predictions" >> predicted.with_outputs(_FAILED, main=_PREDICTED)
+        return given[_PREDICTED], given[_FAILED]
 
 
 class _Predicted(beam.DoFn):
     def __init__(self) -> None:
         self._rows = Metrics.counter("midstream", "predictions")
 
-    def process(self, result: PredictionResult) -> Iterator[pa.RecordBatch]:
+    def process(self, result: PredictionResult) -> Iterator[pa.RecordBatch | TaggedOutput]:
+        if isinstance(result.inference, ModelError):
+            yield TaggedOutput(_FAILED, dead_letters(result.example.batch, "inference_failed", str(result.inference)))
+            return
         self._rows.inc(result.inference.num_rows)
         yield result.inference
 
 
-def _failed(failure: tuple[Any, tuple[Any, str, Any]]) -> Iterator[pa.RecordBatch]:
-    given, (_, message, _) = failure
-    for request in given if isinstance(given, list) else [given]:
-        yield dead_letters(request.batch, "inference_failed", message)
+@lru_cache(maxsize=1)
+def _side_by_side() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "predict")
 
 
 def _silenced(given: dict[str, pa.Array]) -> dict[str, pa.Array]:

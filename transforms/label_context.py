@@ -19,6 +19,7 @@ from scipy.signal import lfilter
 from models.learners.experts.inputs import CONTEXT, KnownLabels
 from models.learners.experts.online import Rows
 from transforms.batches import MAX_WATERMARK_US, SEQUENCE
+from transforms.error_alarm import ErrorAlarm
 from transforms.grouping import Int64s, concat, require_columns
 from transforms.operators import State, Tables
 from transforms.windowing import times_of
@@ -85,6 +86,10 @@ class LabelContext:
     def check(self, records: pa.Schema) -> pa.Schema:
         """Gives the schema of `out` for records of this schema; ValueError if a column is missing."""
         return self.advance({}, {"records": records.empty_table()}, MAX_WATERMARK_US)[1]["out"].schema
+
+    def alarm(self) -> ErrorAlarm | None:
+        """What sees in the column that a concept has changed; None where the labels are numbers."""
+        return ErrorAlarm(self.label, self._layout, self.vocabulary) if self.classes else None
 
     def wake_us(self, state: State) -> int | None:
         return None

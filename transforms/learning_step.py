@@ -13,7 +13,7 @@ import pyarrow as pa
 from models import handed_over, storage
 from models.gate.gate import check_learnt
 from models.gate.result import GateRefused
-from models.learning import LearningModel
+from models.learning import LearningModel, Step
 from models.loaded_graph import ModelError
 from models.opened import shared_registry
 from models.registry import Training
@@ -38,14 +38,6 @@ class Learnt(NamedTuple):
     version: int | None
     events: pa.Table | None
     refused: str = ""
-
-
-class _Made(NamedTuple):
-    """A learner, what it was behind a window, and its figures."""
-
-    learner: LearningModel
-    values: dict[str, Any]
-    measured: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -102,13 +94,12 @@ class LearningStep:
             ModelError, GateRefused: the rows, or what was learnt, will not do; nothing was published.
         """
         learner = _learners.take(self.registry, self.model, parent, line)
-        measured, events = learner.learn_with_events(rows)
-        for _ in range(times - 1):
-            learner.learn_with_events(rows)
-        made = _Made(learner, learner.snapshot(), measured | (metrics or {}))
-        version = self._publish(parent, made, rows.num_rows, window, line, reference)
+        tensors = learner.tensors(rows)
+        steps = [learner.step(tensors) for _ in range(times)]
+        made = steps[-1]._replace(figures=steps[0].figures | (metrics or {}))
+        version = self._publish(parent, learner, made, rows.num_rows, window, line, reference)
         _learners.put(self.registry, self.model, version, learner, line)
-        return version, events
+        return version, steps[0].events
 
     def learn_all(self, parent: int, windows: Iterable[tuple[Window, pa.RecordBatch]]) -> Iterator[Learnt]:
         """Learns windows one after the other as `learn` does; each is published while the next one is learnt.
@@ -119,58 +110,60 @@ class LearningStep:
             parent: the version to learn on from.
             windows: with the rows of each as one batch.
         """
-        owner = f"{self.registry}/{self.model}"
-        handed_over.forget(owner)
         learner: LearningModel | None = None
         waiting: tuple[Window, pa.RecordBatch, pa.Table | None, Future[int]] | None = None
-        with ThreadPoolExecutor(1, "publish") as beside:
-            for window, rows in windows:
-                made, refused, events = None, None, None
+        coming = iter(windows)
+        with ThreadPoolExecutor(1, "rows") as before, ThreadPoolExecutor(1, "publish") as beside:
+            ahead = before.submit(_next, coming, None)
+            while (found := ahead.result()) is not None:
+                window, rows, tensors = found
+                ahead = before.submit(_next, coming, learner)
+                made, refused = None, None
                 while made is None and refused is None:
                     try:
                         learner = learner or _learners.take(self.registry, self.model, parent)
-                        measured, events = learner.learn_with_events(rows)
-                        made = _Made(learner, learner.snapshot(), measured)
+                        made = learner.step(tensors or learner.tensors(rows))
                     except ModelError as error:
                         refused, learner = error, None
                     if waiting is not None:
-                        before, waiting = _published(*waiting), None
-                        if before.version is None:
+                        last, waiting = _published(*waiting), None
+                        if last.version is None:
                             made, refused, learner = None, None, None  # it was learnt on from what is not there
                         else:
-                            parent = before.version
-                        yield before
+                            parent = last.version
+                        yield last
                 if refused is not None:
                     yield Learnt(window, rows, None, None, str(refused))
-                elif made is not None:
-                    future = beside.submit(self._publish_beside, parent, made, rows.num_rows, window, owner)
-                    waiting = window, rows, events, future
+                elif made is not None and learner is not None:
+                    future = beside.submit(self._publish_beside, parent, learner, made, rows.num_rows, window)
+                    waiting = window, rows, made.events, future
             if waiting is not None:
-                before = _published(*waiting)
-                if before.version is None:
+                last = _published(*waiting)
+                if last.version is None:
                     learner = None
                 else:
-                    parent = before.version
-                yield before
+                    parent = last.version
+                yield last
         if learner is not None:
             _learners.put(self.registry, self.model, parent, learner)
 
-    def _publish_beside(self, parent: int, made: _Made, count: int, window: Window, owner: str) -> int:
+    def _publish_beside(self, parent: int, learner: LearningModel, made: Step, count: int, window: Window) -> int:
         with storage.synced_by_another():
-            version = self._publish(parent, made, count, window, MAIN, None)
-        values = {key: made.values[key] for key in made.learner.served}
-        handed_over.keep(owner, shared_registry(self.registry).manifest(self.model, version).digests.variables, values)
+            version = self._publish(parent, learner, made, count, window, MAIN, None)
+        values = {key: made.values[key] for key in learner.served}
+        handed_over.keep(shared_registry(self.registry).manifest(self.model, version).digests.variables, values)
         return version
 
-    def _publish(self, parent: int, made: _Made, count: int, window: Window, line: str, reference: str | None) -> int:
-        registry = shared_registry(self.registry)
-        learner, values = made.learner, made.values
+    def _publish(
+        self, parent: int, learner: LearningModel, made: Step, count: int, window: Window, line: str, reference: str | None
+    ) -> int:
+        registry, values = shared_registry(self.registry), made.values
         manifest = registry.publish_variables(
             self.model,
             parent=parent,
             write_variables=lambda folder: learner.write_variables(folder, values),
             training=Training(window.start_us, window.end_us, count),
-            metrics=made.measured,
+            metrics=made.figures,
             publication=f"{self.by}/learn/{window.key}{line and '/'}{line}",
             check=check_learnt(registry.path(self.model, parent), learner.served, values),
             reference=None if reference is None else lambda _: reference,
@@ -181,6 +174,19 @@ class LearningStep:
     def move(self, version: int, line: str) -> None:
         """The learner of another line becomes that of the main one."""
         _learners.put(self.registry, self.model, version, _learners.take(self.registry, self.model, version, line))
+
+
+def _next(
+    windows: Iterator[tuple[Window, pa.RecordBatch]], learner: LearningModel | None
+) -> tuple[Window, pa.RecordBatch, dict[str, Any] | None] | None:
+    """The next window, with its rows as a learner wants them, if there is one and they fit; None behind the last window."""
+    found = next(windows, None)
+    if found is None:
+        return None
+    try:
+        return *found, None if learner is None else learner.tensors(found[1])
+    except ModelError:
+        return *found, None  # who learns them will be told
 
 
 def _published(window: Window, rows: pa.RecordBatch, events: pa.Table | None, future: Future[int]) -> Learnt:

@@ -5,12 +5,29 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from transforms.batches import SEQUENCE
+from transforms.error_alarm import ErrorAlarm
 
 FIRST_ROWS = 8  # of the first window by rows: so that there is a model soon
+AFTER_ALARM = 39  # rows that the windows begin to grow at behind an alarm: the next ones have 30, 48, 76 ...
 GROWTH = 1.6  # of a window over the one before, until it has all its rows
+
+
+class Grown(NamedTuple):
+    """How far the windows by rows have come.
+
+    Attributes:
+        came: rows of all windows.
+        since: the same since the first row or since the last alarm, when it begins at `AFTER_ALARM`.
+        heard: the alarm's state.
+    """
+
+    came: int = 0
+    since: int = 0
+    heard: npt.NDArray[np.float64] | None = None
 
 
 class Window(NamedTuple):
@@ -42,29 +59,39 @@ def windows_of_time(pending: pa.Table, time: str, every_us: int, watermark_us: i
 
 
 def windows_of_rows(
-    pending: pa.Table, time: str, every_rows: int, came: int, watermark_us: int
-) -> tuple[list[Window], pa.Table]:
+    pending: pa.Table, time: str, every_rows: int, grown: Grown, watermark_us: int, alarm: ErrorAlarm | None = None
+) -> tuple[list[Window], pa.Table, Grown]:
     """The windows of `every_rows` rows, the first ones shorter, that are full by the watermark, and the rows that wait.
 
     A window ends just behind its last row. Rows at the watermark count: one that still comes at the same time has a higher
-    sequence.
+    sequence. Where the alarm sounds a window ends, full or not, and the next ones are short again.
 
     Args:
         pending: rows that are in no window yet.
         time: the column to go by.
         every_rows: rows of a window.
-        came: rows of all windows before.
+        grown: behind the last window.
         watermark_us: nothing earlier comes any more.
+        alarm: looks through the rows; None for no alarm.
     """
     pending = _in_order(pending, time)
     times = pending.column(time).cast(pa.int64()).to_numpy()
     there = int(np.searchsorted(times, watermark_us, side="right"))
     windows, start = [], 0
-    while start + (size := rows_of_window(came, every_rows)) <= there:
-        rows = pending.slice(start, size)
-        start, came = start + size, came + size
-        windows.append(Window(rows, int(times[start - size]), int(times[start - 1]) + 1, f"rows-{came}"))
-    return windows, pending.slice(start)
+    while start < there:
+        size = min(rows_of_window(grown.since, every_rows), there - start)
+        full = size == rows_of_window(grown.since, every_rows)
+        rows, sounded, heard = pending.slice(start, size), None, grown.heard
+        if alarm is not None:
+            sounded, heard = alarm.first(rows, alarm.begin() if heard is None else heard)
+        if sounded is not None:
+            size, rows = sounded + 1, rows.slice(0, sounded + 1)
+        elif not full:
+            break
+        grown = Grown(grown.came + size, AFTER_ALARM if sounded is not None else grown.since + size, heard)
+        start += size
+        windows.append(Window(rows, int(times[start - size]), int(times[start - 1]) + 1, f"rows-{grown.came}"))
+    return windows, pending.slice(start), grown
 
 
 def rows_of_window(came: int, every_rows: int) -> int:
@@ -76,9 +103,9 @@ def rows_of_window(came: int, every_rows: int) -> int:
     return min(size, every_rows)
 
 
-def full_at_us(pending: pa.Table, time: str, every_rows: int, came: int) -> int | None:
+def full_at_us(pending: pa.Table, time: str, every_rows: int, since: int) -> int | None:
     """The watermark at which the next window of rows is full; None if rows are missing."""
-    size = rows_of_window(came, every_rows)
+    size = rows_of_window(since, every_rows)
     if pending.num_rows < size:
         return None
     return int(np.partition(pending.column(time).cast(pa.int64()).to_numpy(), size - 1)[size - 1])

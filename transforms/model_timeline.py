@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
+import transforms.batch_coder  # noqa: F401  how the rows of a request travel
 from models.activation_log import Activation
 from models.timeline import COLD_START, Timeline
 from transforms.batches import SEQUENCE, event_time_us

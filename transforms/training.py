@@ -23,12 +23,13 @@ from models.serving import ModelError
 from transforms.batches import EVENT_TIME, MIN_WATERMARK_US, SEQUENCE, TIME_TYPE
 from transforms.dead_letters import dead_letters
 from transforms.drift_response import DriftResponse
+from transforms.error_alarm import ErrorAlarm
 from transforms.learning_step import LearningStep, Learnt
-from transforms.learning_windows import Window, full_at_us, windows_of_rows, windows_of_time
+from transforms.learning_windows import Grown, Window, full_at_us, windows_of_rows, windows_of_time
 from transforms.operators import State, Tables, own_state, prefixed
 
 EVENTS = "events"
-_RESPONSE = "response"  # prefix of its part of the state
+_RESPONSE, _ALARM = "response", "alarm"  # their parts of the state
 ACTIVATIONS = pa.schema(
     [
         pa.field("version", pa.int64()),
@@ -56,6 +57,7 @@ class Train:
         by: name of the job, for the publication ids.
         every_rows: instead of `every_us`, so many rows make a window (`transforms.learning_windows`).
         response: looks for drift in the rows, and acts; None learns each window and no more.
+        alarm: with `every_rows`, ends a window early and makes the next ones short; None leaves them as they are.
     """
 
     registry: str
@@ -67,6 +69,7 @@ class Train:
     by: str
     every_rows: int | None = None
     response: DriftResponse | None = None
+    alarm: ErrorAlarm | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -79,10 +82,11 @@ class Train:
 
     def _advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
         tables = [table for table in (state.get("pending"), inputs.get("in")) if table is not None and table.num_rows]
-        version, seen, came, served_us = self.first_version, 0, 0, MIN_WATERMARK_US
+        version, seen, grown, served_us = self.first_version, 0, Grown(), MIN_WATERMARK_US
         if "position" in state:
             (position,) = state["position"].to_pylist()
-            version, seen, came = position["version"], position["rows"], position["came"]
+            heard = state[_ALARM].column("values").to_numpy() if _ALARM in state else None
+            version, seen, grown = position["version"], position["rows"], Grown(position["came"], position["since"], heard)
             served_us = position["watermark_us"]
         activations: list[dict[str, int]] = []
         refused: list[pa.RecordBatch] = []
@@ -94,12 +98,11 @@ class Train:
             if self.every_rows is None:
                 windows, pending = windows_of_time(pending, self.time, self.every_us, watermark_us)
             else:
-                windows, pending = windows_of_rows(pending, self.time, self.every_rows, came, watermark_us)
+                windows, pending, grown = windows_of_rows(pending, self.time, self.every_rows, grown, watermark_us, self.alarm)
             for window in windows:
                 # Rows up to the last watermark are predicted: a version from before it would rewrite what was said.
                 end = window.end_us
                 assert end > served_us, f"rows of the window up to {end} us came after the watermark {served_us} us"
-            came += sum(window.rows.num_rows for window in windows)
             given = ((window, _one_batch(window.rows)) for window in windows)
             if self.response is None:
                 learnt = step.learn_all(version, given)
@@ -116,8 +119,10 @@ class Train:
                     events.append(_stamp(told, version, window.end_us, rows))
                 if seen >= self.warm_up_rows:
                     activations.append({"version": version, "effective_from_us": window.end_us, "rows": rows.num_rows})
-        position = {"version": version, "rows": seen, "came": came, "watermark_us": watermark_us}
+        position = {"version": version, "rows": seen, "came": grown.came, "since": grown.since, "watermark_us": watermark_us}
         new_state = {"position": pa.Table.from_pylist([position]), **prefixed(_RESPONSE, known)}
+        if grown.heard is not None:
+            new_state[_ALARM] = pa.table({"values": grown.heard})
         if pending is not None:
             new_state["pending"] = pending
         tables_given = {"activations": pa.Table.from_pylist(activations, ACTIVATIONS)}
@@ -150,8 +155,8 @@ class Train:
         if "pending" not in state or not state["pending"].num_rows:
             return None
         if self.every_rows is not None:
-            came = state["position"].column("came")[0].as_py()
-            return full_at_us(state["pending"], self.time, self.every_rows, came)
+            since = state["position"].column("since")[0].as_py()
+            return full_at_us(state["pending"], self.time, self.every_rows, since)
         earliest_us = int(state["pending"].column(self.time).cast(pa.int64()).to_numpy().min())
         return (earliest_us // self.every_us + 1) * self.every_us
 

@@ -69,13 +69,13 @@ def _run(output: Path, data: Path, runner: str, victim: str, die_at: int | None,
                 server = getattr(execution._graph, "_server", None)
                 os.kill(os.getpid() if victim == "job" or server is None else server.process.pid, signal.SIGKILL)
 
-    learn = LearningModel.learn_with_events
+    learn = LearningModel.step
 
-    def learn_and_tell(self: LearningModel, batch: Any) -> Any:
+    def learn_and_tell(self: LearningModel, tensors: Any) -> Any:
         sys.audit(LEARNS)
-        return learn(self, batch)
+        return learn(self, tensors)
 
-    LearningModel.learn_with_events = learn_and_tell  # type: ignore[method-assign]
+    LearningModel.step = learn_and_tell  # type: ignore[method-assign]
     sys.addaudithook(hook)
     try:
         execution.run()

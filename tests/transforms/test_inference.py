@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import tempfile
 import uuid
@@ -22,7 +23,7 @@ from models.timeline import Timeline
 from tests.pipelines import jobs
 from transforms.batches import EVENT_TIME, NAME_TYPE, ROW, SEQUENCE, SOURCE, TIME_TYPE
 from transforms.inference import BatchModelHandler, Predict
-from transforms.model_timeline import AssignVersions
+from transforms.model_timeline import AssignVersions, Request
 
 OUTPUTS = pa.schema([("score", pa.float32()), ("prediction", pa.int64())])
 
@@ -45,12 +46,15 @@ def activation(sequence: int, version: int, effective_from_us: int) -> Activatio
     return Activation(sequence, "line", version, effective_from_us, "test", "test", "2026-01-01T00:00:00Z")
 
 
-def predict(registry: Path, batch: pa.RecordBatch, log: list[Any]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
+def predict(
+    registry: Path, batch: pa.RecordBatch, log: list[Any], max_requests: int = 1
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
     folder = tempfile.mkdtemp()  # a list would be copied into the worker
     pipeline = beam.Pipeline(runner=FnApiRunner())
     timelines = pipeline | "log" >> beam.Create(log, reshuffle=False)
     rows = pipeline | "rows" >> beam.Create([batch], reshuffle=False).with_output_types(pa.RecordBatch)
-    predictions, dead = rows | AssignVersions(timelines) | Predict(BatchModelHandler(str(registry), "line", OUTPUTS))
+    handler = BatchModelHandler(str(registry), "line", OUTPUTS, max_requests=max_requests)
+    predictions, dead = rows | AssignVersions(timelines) | Predict(handler)
     for name, output in (("predictions", predictions), ("dead", dead)):
         output | name >> beam.Map(_leave, folder, name)
     result = pipeline.run()
@@ -95,9 +99,10 @@ def test_records_out_of_order_are_sorted_to_their_versions(registry: Path) -> No
     assert {row[SEQUENCE]: row["version"] for row in given["predictions"]} == {0: 2, 1: 1, 2: 2, 3: 0}
 
 
-def test_a_version_that_is_not_there_takes_only_its_own_records(registry: Path) -> None:
+@pytest.mark.parametrize("max_requests", [1, 4])  # one by one, or side by side
+def test_a_version_that_is_not_there_takes_only_its_own_records(registry: Path, max_requests: int) -> None:
     log = [activation(1, 1, 0), activation(2, 77, 20), activation(3, 2, 40)]
-    given, _ = predict(registry, records([0, 20, 30, 40]), log)
+    given, _ = predict(registry, records([0, 20, 30, 40]), log, max_requests)
     assert sorted((row[SEQUENCE], row["version"]) for row in given["predictions"]) == [(0, 1), (3, 2)]
     assert sorted(row[SEQUENCE] for row in given["dead"]) == [1, 2]
     assert {row["reason"] for row in given["dead"]} == {"inference_failed"}
@@ -119,3 +124,10 @@ def test_a_version_that_gives_something_else_is_not_taken(registry: Path, tmp_pa
     assert given["predictions"] == []
     assert all("score" in row["detail"] and "float" in row["detail"] for row in given["dead"])
     assert len(given["dead"]) == 2
+
+
+def test_what_holds_some_rows_is_pickled_without_those_beside_them() -> None:
+    batch = records(list(range(10_000)))
+    slim = pickle.dumps(Request(3, batch.slice(500, 10)))
+    assert len(slim) < 10_000
+    assert pickle.loads(slim).batch.equals(batch.slice(500, 10))

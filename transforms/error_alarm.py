@@ -1,0 +1,98 @@
+"""Sees that a concept has changed from one label to the next, long before the next version would have been learnt.
+
+The records bring what the online experts said of them (`transforms.label_context`). Where the expert that used to err least
+suddenly errs far more often, what the versions have learnt is out of date, too.
+
+References:
+    Ross, Adams, Tasoulis and Hand, "Exponentially weighted moving average charts for detecting concept drift", Pattern
+    Recognition Letters 33, 2012. Deviations: the mean error is decayed, the limit is fixed, several experts are watched at
+    once, and the error of late may vary more than with independent labels: late ones bring errors in streaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy.signal import lfilter
+
+from models.learners.experts.inputs import CONTEXT, KnownLabels
+
+LATELY = 0.05  # weight of the newest label in the error of late
+USUALLY_KEPT = 0.5 ** (1.0 / 1000.0)  # of the usual error from a label to the next
+LEAST_LABELS = 200  # since the last alarm
+DEVIATIONS = 4.5  # of the error of late above the usual one
+LEAST_VARIANCE = 0.0625  # of a label's error; where errors are rare, a few in a row say little
+FIRST_LABELS = 50  # whose error of late is not settled yet
+
+Doubles: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ErrorAlarm:
+    """Looks through labelled rows, in order.
+
+    Attributes:
+        label: the label column.
+        known: what the records' context holds.
+        vocabulary: the labels by class; empty for integers from 0.
+    """
+
+    label: str
+    known: KnownLabels
+    vocabulary: tuple[str, ...] = ()
+
+    def begin(self) -> Doubles:
+        """The state before the first row: labels; and decayed sums, of late and as usual, of errors, ones and deviations."""
+        return np.zeros(1 + 3 * (self.known.online.experts + 1))
+
+    def first(self, rows: pa.Table, state: Doubles) -> tuple[int | None, Doubles]:
+        """Looks for the first row at which it sounds.
+
+        Args:
+            rows: labelled rows with their context.
+            state: behind the rows before.
+
+        Returns:
+            The place of that row, or None; and the state behind it, or behind all.
+        """
+        errors = self._errors(rows)
+        labels = state[0] + np.arange(1, len(errors) + 1)
+        usual, late, deviated = np.split(state[1:], 3)
+        told = np.concatenate([errors, np.ones((len(errors), 1))], axis=1)
+        usually, lately = _decayed(told, usual, USUALLY_KEPT), _decayed(told, late, 1.0 - LATELY)
+        mean = usually[:, :-1] / usually[:, -1:]
+        off = lately[:, :-1] / lately[:, -1:] - mean
+        settled = (labels > FIRST_LABELS).astype(np.float64)[:, None]
+        squares = _decayed(np.concatenate([off * off, np.ones_like(settled)], axis=1) * settled, deviated, USUALLY_KEPT)
+        before = np.concatenate([deviated[None], squares[:-1]])
+        variance = np.maximum(
+            np.maximum(mean * (1.0 - mean), LEAST_VARIANCE) * LATELY / (2.0 - LATELY),
+            before[:, :-1] / np.maximum(before[:, -1:], 1.0),
+        )
+        best = np.argmin(mean, axis=1)[:, None]
+        off, variance = (np.take_along_axis(part, best, axis=1)[:, 0] for part in (off, variance))
+        found = np.flatnonzero((labels > LEAST_LABELS) & (off > DEVIATIONS * np.sqrt(variance)))
+        if len(found):
+            return int(found[0]), self.begin()
+        return None, np.concatenate([labels[-1:], usually[-1], lately[-1], squares[-1]])
+
+    def _errors(self, rows: pa.Table) -> Doubles:
+        """(rows, experts): 1 where an expert was wrong, else 0."""
+        known, online = self.known, self.known.online
+        column: Any = rows.column(CONTEXT).combine_chunks()
+        context = column.flatten().to_numpy().reshape(rows.num_rows, known.width)
+        answers = context[:, known.labels : known.labels + known.answers].reshape(-1, online.experts, online.outputs)
+        labels = rows.column(self.label)
+        if self.vocabulary:
+            labels = pa.compute.index_in(labels.cast(pa.string()), pa.array(self.vocabulary)).fill_null(-1)
+        said = answers[:, :, 0] > 0.0 if online.outputs == 1 else np.argmax(answers, axis=2)
+        return (said != labels.to_numpy()[:, None]).astype(np.float64)
+
+
+def _decayed(values: Doubles, before: Doubles, kept: float) -> Doubles:
+    """Sums over the rows so far, decayed; the same bits however the rows are cut."""
+    return lfilter([1.0], [1.0, -kept], values, axis=0, zi=(kept * before)[None])[0]
