@@ -12,7 +12,7 @@ from transforms.batches import SEQUENCE
 from transforms.error_alarm import ErrorAlarm
 
 FIRST_ROWS = 8  # of the first window by rows: so that there is a model soon
-AFTER_ALARM = 39  # rows that the windows begin to grow at behind an alarm: the next ones have 30, 48, 76 ...
+AFTER_ALARM = 20  # rows that the windows begin to grow at behind an alarm: the next ones have 19, 30, 48 ...
 GROWTH = 1.6  # of a window over the one before, until it has all its rows
 
 
