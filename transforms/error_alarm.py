@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,20 @@ LEAST_VARIANCE = 0.0625  # of a label's error; where errors are rare, a few in a
 FIRST_LABELS = 50  # whose error of late is not settled yet
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
+
+
+class Jump(NamedTuple):
+    """That errors jumped.
+
+    Attributes:
+        place: of the row at which that was seen.
+        before: the share of errors as it was usual.
+        after: of late.
+    """
+
+    place: int
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,7 @@ class ErrorAlarm:
         """The state before the first row: labels; and decayed sums, of late and as usual, of errors, ones and deviations."""
         return np.zeros(1 + 3 * (self.known.online.experts + 1))
 
-    def first(self, rows: pa.Table, state: Doubles) -> tuple[int | None, Doubles]:
+    def first(self, rows: pa.Table, state: Doubles) -> tuple[Jump | None, Doubles]:
         """Looks for the first row at which it sounds.
 
         Args:
@@ -57,7 +71,7 @@ class ErrorAlarm:
             state: behind the rows before.
 
         Returns:
-            The place of that row, or None; and the state behind it, or behind all.
+            What it saw there, or None; and the state behind that row, or behind all.
         """
         errors = self._errors(rows)
         labels = state[0] + np.arange(1, len(errors) + 1)
@@ -74,10 +88,11 @@ class ErrorAlarm:
             before[:, :-1] / np.maximum(before[:, -1:], 1.0),
         )
         best = np.argmin(mean, axis=1)[:, None]
-        off, variance = (np.take_along_axis(part, best, axis=1)[:, 0] for part in (off, variance))
+        mean, off, variance = (np.take_along_axis(part, best, axis=1)[:, 0] for part in (mean, off, variance))
         found = np.flatnonzero((labels > LEAST_LABELS) & (off > DEVIATIONS * np.sqrt(variance)))
         if len(found):
-            return int(found[0]), self.begin()
+            place = int(found[0])
+            return Jump(place, float(mean[place]), float(mean[place] + off[place])), self.begin()
         return None, np.concatenate([labels[-1:], usually[-1], lately[-1], squares[-1]])
 
     def _errors(self, rows: pa.Table) -> Doubles:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from transforms.batches import SEQUENCE
-from transforms.error_alarm import ErrorAlarm
+from transforms.error_alarm import ErrorAlarm, Jump
 
 FIRST_ROWS = 8  # of the first window by rows: so that there is a model soon
 AFTER_ALARM = 20  # rows that the windows begin to grow at behind an alarm: the next ones have 19, 30, 48 ...
@@ -37,12 +37,14 @@ class Window(NamedTuple):
         rows: at least one.
         start_us, end_us: the window is [start_us, end_us) in the time that it goes by.
         key: names the window in its stream.
+        jump: why it ended early; None for a window that is full.
     """
 
     rows: pa.Table
     start_us: int
     end_us: int
     key: str
+    jump: Jump | None = None
 
 
 def windows_of_time(pending: pa.Table, time: str, every_us: int, watermark_us: int) -> tuple[list[Window], pa.Table]:
@@ -81,16 +83,17 @@ def windows_of_rows(
     while start < there:
         size = min(rows_of_window(grown.since, every_rows), there - start)
         full = size == rows_of_window(grown.since, every_rows)
-        rows, sounded, heard = pending.slice(start, size), None, grown.heard
+        rows, jump, heard = pending.slice(start, size), None, grown.heard
         if alarm is not None:
-            sounded, heard = alarm.first(rows, alarm.begin() if heard is None else heard)
-        if sounded is not None:
-            size, rows = sounded + 1, rows.slice(0, sounded + 1)
+            jump, heard = alarm.first(rows, alarm.begin() if heard is None else heard)
+        if jump is not None:
+            size = jump.place + 1
         elif not full:
             break
-        grown = Grown(grown.came + size, AFTER_ALARM if sounded is not None else grown.since + size, heard)
+        grown = Grown(grown.came + size, AFTER_ALARM if jump is not None else grown.since + size, heard)
         start += size
-        windows.append(Window(rows, int(times[start - size]), int(times[start - 1]) + 1, f"rows-{grown.came}"))
+        edges = int(times[start - size]), int(times[start - 1]) + 1
+        windows.append(Window(rows.slice(0, size), *edges, f"rows-{grown.came}", jump))
     return windows, pending.slice(start), grown
 
 

@@ -44,8 +44,8 @@ class Train:
     """An `Operator`: input `in` (rows to learn from).
 
     Outputs: `activations` (schema `ACTIVATIONS`), `refused` (dead letters), and `events`: what the learner itself has to tell
-    (`models.learning`), with the window's end as `event_time`, the version that it made, and a `sequence`: that of the window's
-    last row.
+    (`models.learning`), and a row `drift` with the share of errors before and after where the alarm sounded; with the window's
+    end as `event_time`, the version that it made, and a `sequence`: that of the window's last row.
 
     Attributes:
         registry: root folder of the registry.
@@ -115,6 +115,10 @@ class Train:
                     continue
                 version = made
                 seen += rows.num_rows
+                if window.jump is not None:
+                    _, before, after = window.jump
+                    jumped = pa.table({"kind": ["drift"], "before": [before], "after": [after]})
+                    events.append(_stamp(jumped, version, window.end_us, rows))
                 if told is not None and told.num_rows:
                     events.append(_stamp(told, version, window.end_us, rows))
                 if seen >= self.warm_up_rows:

@@ -70,6 +70,19 @@ def test_figures_of_windows_and_segments(tmp_path):
     assert whole.accuracy.iloc[-1] > 0.8 and whole.auc.iloc[-1] > 0.8 and whole.log_loss.notna().all()
 
 
+def test_a_concept_that_turns_is_seen_and_learnt_before_the_window_is_full(tmp_path):
+    data, turn, delay = records(1210), 1000, 10
+    data["y"] = ((data.a > 0) ^ (np.arange(len(data)) >= turn)).astype(int)
+    spec = job("classify", tmp_path, data, label_delay=str(delay), learn_every_rows="400")
+    _, answers = run(spec)
+    (event,) = pd.concat(
+        [pq.read_table(part).to_pandas() for part in Path(spec.output, "events").glob("*.parquet")]
+    ).itertuples()
+    assert event.kind == "drift" and event.before < 0.2 < event.after
+    assert turn < event.sequence < turn + 30
+    assert (answers.prediction == data.y)[turn + delay + 100 :].mean() > 0.85, "the window of 400 labels from 815 on would still be open"
+
+
 def test_missing_values_true_and_false_and_text_columns(tmp_path):
     data = records()
     rng = np.random.default_rng(1)

@@ -37,9 +37,10 @@ def sounded(table, alarm, cuts=()):
     places, state, start = [], alarm.begin(), 0
     for stop in [*cuts, table.num_rows]:
         while start < stop:
-            place, state = alarm.first(table.slice(start, stop - start), state)
-            start = stop if place is None else start + place + 1
-            places += [] if place is None else [start - 1]
+            jump, state = alarm.first(table.slice(start, stop - start), state)
+            start = stop if jump is None else start + jump.place + 1
+            places += [] if jump is None else [start - 1]
+            assert jump is None or jump.after > jump.before + 0.1
     return places
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.batches import MAX_WATERMARK_US, SEQUENCE
+from transforms.error_alarm import Jump
 from transforms.learning_windows import AFTER_ALARM, FIRST_ROWS, Grown, full_at_us, rows_of_window, windows_of_rows
 
 
@@ -49,7 +50,7 @@ class Alarm:
 
     def first(self, rows, state):
         found = np.flatnonzero(np.isin(rows.column(SEQUENCE).to_numpy(), self._at))
-        return (int(found[0]), self.begin()) if len(found) else (None, state + rows.num_rows)
+        return (Jump(int(found[0]), 0.1, 0.9), self.begin()) if len(found) else (None, state + rows.num_rows)
 
 
 def test_an_alarm_ends_the_window_and_the_next_ones_are_short():
@@ -57,6 +58,7 @@ def test_an_alarm_ends_the_window_and_the_next_ones_are_short():
     sizes = [window.rows.num_rows for window in windows]
     ended = np.cumsum(sizes).tolist().index(251)
     assert sizes[:ended] == [8, 12, 19, 30, 48, 76] and sizes[ended + 1 :] == [19, 30, 48, 76, 100]
+    assert [window.jump for window in windows if window.jump] == [Jump(57, 0.1, 0.9)] and windows[ended].jump
     assert grown == (sum(sizes), AFTER_ALARM + 273, grown.heard) and grown.heard.tolist() == [273.0]
     assert waiting.num_rows == 600 - sum(sizes)
 
