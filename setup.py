@@ -30,7 +30,7 @@ setup(
         "pipelines.commands",
         "pipelines.detection",
     ],
-    package_data={"pipelines": ["templates/*.yaml", "data/*", "report.*"], "runners": ["jvm/jars.lock", "jvm/*/pom.xml"]},
+    package_data={"pipelines": ["templates/*.yaml", "data/*", "*.j2", "*.js"], "runners": ["jvm/jars.lock", "jvm/*/pom.xml"]},
     install_requires=[
         "apache-beam==2.77.0",
         "click==8.5.1",

@@ -1,36 +1,21 @@
-"""The HTML report of a job: one file that needs nothing but a browser, no network.
-
-What a user chose (names, dead letters, reasons) is text everywhere: Jinja escapes it in the page, the figures' JSON cannot end
-its script element, and the page's own policy lets no script run but the two whose hashes it names.
-"""
+"""The report of a job that learns or predicts: what its predictions were worth, and which versions made them."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import numpy as np
-import plotly.offline
-
-from models.timeline import MIN_TIME_US, TRIALS
-from pipelines.parts import Parts
-from pipelines.report_charts import DARK, LIGHT, accuracy_chart, drift_chart, lead_chart, scores_chart, versions_chart
+from models.timeline import TRIALS
+from pipelines.page import Chart, time_text, write_page
+from pipelines.report_charts import accuracy_chart, drift_chart, lead_chart, scores_chart, versions_chart
 from pipelines.report_data import BASELINE_SHARE, Measured, measure
 from pipelines.report_learnt import learnt_charts
 from pipelines.report_quality import quality_charts
 from pipelines.summary import Summary
-from transforms.batches import ROW, SOURCE
 
 MAX_VERSION_ROWS = 1_000
-MAX_REASONS = 50
-MAX_EXAMPLES = 3
-MAX_TEXT_LETTERS = 300
 DIGEST_LETTERS = 8
 
 # Heading, and in plain words what one sees.
@@ -64,25 +49,6 @@ _TEXTS = {
 }
 
 _GAP_TEXT = " The shaded gap is what replacing the model was worth against keeping its first version."
-
-_FOLDER = Path(__file__).parent
-_PAGE = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_FOLDER),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure with its words."""
-
-    name: str
-    title: str
-    text: str
-    figure: Any
 
 
 def write_report(
@@ -119,30 +85,20 @@ def write_report(
     if measured is not None:
         found = quality_charts(output, measured.windows, activations)
         charts[1:1] = [Chart(chart.name, chart.title, chart.text, chart.figure) for chart in found]
-    figures = {chart.name: chart.figure.to_plotly_json() for chart in charts}
-    # The default template is 7 kB of colours for chart types that are not here; the page has its own.
-    for figure in figures.values():
-        figure["layout"].pop("template", None)
-    plotly_js, own_js = plotly.offline.get_plotlyjs(), (_FOLDER / "report.js").read_text(encoding="utf-8")
-    page = _PAGE.get_template("report.html.j2").render(
+    write_page(
+        "report.html.j2",
+        Path(path),
         title=title,
-        summary=summary,
-        problems=summary.problems(),
         sentence=_sentence(summary),
-        more_right=_more_right(summary),
+        problems=summary.problems(),
         charts=charts,
-        figures=figures,
+        outputs=[output],
+        summary=summary,
+        more_right=_more_right(summary),
         versions=_version_rows(versions, activations, measured),
         decisions=_decisions(activations),
         versions_left_out=max(len(versions) - MAX_VERSION_ROWS, 0),
-        dead_letters=_dead_letters(output),
-        light=LIGHT,
-        dark=DARK,
-        plotly_js=plotly_js,
-        own_js=own_js,
-        script_hashes=[_hash(plotly_js), _hash(own_js)],
     )
-    _write(Path(path), page)
 
 
 def _charts(measured: Measured, activations: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -201,11 +157,11 @@ def _version_rows(
         training, metrics = entry.get("training") or {}, entry.get("metrics") or {}
         evaluated, right = measured.version_evaluated.get(version, (0, 0)) if measured else (0, 0)
         times = sorted(live.get(version, []))
-        window = [_time(training[end]) for end in ("from_us", "to_us") if training.get(end) is not None]
+        window = [time_text(training[end]) for end in ("from_us", "to_us") if training.get(end) is not None]
         rows.append(
             {
                 "version": version,
-                "live_from": _time(times[0]) if times else None,
+                "live_from": time_text(times[0]) if times else None,
                 "again": len(times) - 1 if times else 0,
                 "window": " to ".join(window),
                 "trained_rows": training.get("rows"),
@@ -223,7 +179,7 @@ def _decisions(activations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     told = [entry for entry in activations if entry.get("kind", "activate") != "activate"]
     return [
         {
-            "time": _time(entry["effective_from_us"]),
+            "time": time_text(entry["effective_from_us"]),
             "kind": entry["kind"] + (f" {entry['share']:.0%}" if entry["kind"] == "canary" else ""),
             "version": entry["version"],
             "reason": entry["reason"],
@@ -231,54 +187,3 @@ def _decisions(activations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         }
         for entry in reversed(told[-MAX_VERSION_ROWS:])
     ]
-
-
-def _dead_letters(output: str) -> list[dict[str, Any]]:
-    """By reason, the most frequent first: how many, and the first few."""
-    parts = Parts(output, "dead_letters")
-    reasons: dict[str, dict[str, Any]] = {}
-    for batch in parts.batches([SOURCE, ROW, "reason", "detail", "record"]) if parts.rows else ():
-        column = batch.column("reason").fill_null("unknown")
-        for count in column.value_counts().to_pylist():
-            name = count["values"]
-            found = reasons.setdefault(name, {"reason": name, "rows": 0, "examples": []})
-            wanted = MAX_EXAMPLES - len(found["examples"])
-            found["rows"] += count["counts"]
-            if wanted > 0 and len(reasons) <= MAX_REASONS:
-                places = np.flatnonzero(column.to_numpy(zero_copy_only=False) == name)
-                found["examples"] += [_example(row) for row in batch.take(places[:wanted]).to_pylist()]
-    return sorted(reasons.values(), key=lambda found: -found["rows"])[:MAX_REASONS]
-
-
-def _example(row: Mapping[str, Any]) -> dict[str, str]:
-    origin = row[SOURCE] or "unknown"
-    return {
-        "origin": origin if row[ROW] is None else f"{origin}:{row[ROW]}",
-        "detail": _cut(row["detail"] or ""),
-        "record": _cut(row["record"] or ""),
-    }
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT_LETTERS else text[: MAX_TEXT_LETTERS - 1] + "…"
-
-
-def _time(time_us: int) -> str:
-    if time_us <= MIN_TIME_US:
-        return "the beginning"
-    text = str(np.datetime64(int(time_us), "us")).replace("T", " ")
-    return text.removesuffix(".000000").removesuffix(":00")
-
-
-def _hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

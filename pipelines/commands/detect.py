@@ -32,7 +32,9 @@ def detect(job: DetectSpec, *, fresh: bool) -> None:
 
     if fresh:
         clear(job)
-    conclude(DetectionExecution(job).run())
+    outcome = DetectionExecution(job).run()
+    click.echo(f"report: {outcome.report}", err=True)
+    conclude(outcome)
 
 
 def try_out(job: DetectSpec) -> None:

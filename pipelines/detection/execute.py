@@ -17,6 +17,7 @@ from models.opened import forget
 from pipelines.detection.csv_output import STATE, CsvOutput
 from pipelines.detection.graph import OUTPUTS, SCORES, build_detection
 from pipelines.detection.job import DetectSpec
+from pipelines.detection.report import write_anomaly_report
 from pipelines.detection.resolve import ResolvedDetection, resolve_detection
 from pipelines.detection.version import with_version
 from pipelines.execute import counters
@@ -38,6 +39,7 @@ from transforms.sinks import part_name
 from transforms.sources import all_files, read_tasks
 
 CHECKPOINT = "checkpoint"
+REPORT = "report.html"
 
 
 @dataclass
@@ -49,6 +51,7 @@ class DetectionOutcome:
         finished: False if it was asked to stop before its input was used up.
         notices: what the user should know although nothing is wrong.
         problems: what must not be overlooked.
+        report: the page.
     """
 
     counts: dict[str, Any]
@@ -93,7 +96,10 @@ class DetectionExecution:
         if finished and lost:
             problems.append(f"{lost} records are missing from the output")
         counts["seconds"] = round(time.monotonic() - started, 3)
-        return DetectionOutcome(counts, finished, notices, problems)
+        report = Path(self.job.output) / REPORT
+        folders = [str(stream_folder(Path(self.job.output), number)) for number in range(len(self._streams))]
+        write_anomaly_report(folders, self.job.detector.by, self.job.name, counts, problems, report)
+        return DetectionOutcome(counts, finished, notices, problems, report)
 
 
 class _Stream:
@@ -273,5 +279,6 @@ def clear(job: DetectSpec) -> None:
             folder.rmdir()
         elif job.registry is None:
             shutil.rmtree(output / "registry", ignore_errors=True)
+        (output / REPORT).unlink(missing_ok=True)
         number += 1
     forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -58,6 +59,35 @@ def scored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     assert counts["alarms"] > 0
     return output
+
+
+def test_the_page_shows_the_series_with_the_strongest_anomalies(folder: Path, scored: Path) -> None:
+    page = (scored / "report.html").read_text()
+    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])["figures"]
+    assert len(figures) == 6, "as many as there are series"
+    alarms = pq.read_table(scored / "alarms").num_rows + pq.read_table(scored / "stream-1" / "alarms").num_rows
+    drawn = [trace for figure in figures.values() for trace in figure["data"] if trace["name"] == "alarm"]
+    assert sum(len(trace["x"]) for trace in drawn) == alarms > 0
+    first = figures["series-0"]["data"]
+    assert "alarm" in [trace["name"] for trace in first], "the series with most alarms is the first"
+    several = next(figure for figure in figures.values() if figure["data"][0]["name"] != "value")
+    assert [trace["name"] for trace in several["data"]][:2] == ["load", "heat"]
+    for name in ("one.csv", "group/two.csv", "packed.csv.gz", "quoted.csv"):
+        assert f"<h2>{name}</h2>" in page
+
+
+def test_the_page_draws_a_few_of_many_keys_and_no_peak_is_lost(tmp_path: Path) -> None:
+    rows = 40 * 200
+    keys = [f"<b>{place % 40}</b>" for place in range(rows)]
+    load = np.array(values(rows, 8))
+    load[7_900] += 400.0
+    write(tmp_path / "in" / "all.csv", {"timestamp": times(rows), "key": keys, "load": load.tolist()})
+    run(tmp_path / "in", tmp_path / "out", by="key")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "8,000 rows of 40 series" in page and "The first 12 are drawn above" in page
+    assert "<b>20</b>" not in page and "&lt;b&gt;20&lt;/b&gt;" in page
+    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])["figures"]
+    assert len(figures) == 12 and max(figures["series-0"]["data"][0]["y"]) > 390
 
 
 def test_every_file_comes_back_with_the_same_rows_and_a_score(folder: Path, scored: Path) -> None:

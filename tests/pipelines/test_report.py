@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import page as pages
 from pipelines import report
 from pipelines.report import write_report
 from pipelines.report_charts import DARK, LIGHT, MAX_MARKS, accuracy_chart, drift_chart
@@ -245,7 +246,7 @@ def test_dead_letters_are_grouped_with_origin_and_a_few_examples(tmp_path):
     page, _ = make(tmp_path, dead=dead)
     assert "unparsable 8 b.csv:0 detail 0" in page.text and "b.csv:2 detail 2" in page.text and "b.csv:3" not in page.text
     assert "truncated 1 c.csv.gz ends early" in page.text
-    assert "x" * report.MAX_TEXT_LETTERS not in page.text
+    assert "x" * pages.MAX_TEXT_LETTERS not in page.text
 
 
 def test_lost_records_are_loud(tmp_path):

@@ -43,7 +43,7 @@
   night.addEventListener("change", all);
   narrow.addEventListener("change", all);
 
-  // All charts over time share the stream's: a zoom in one is a zoom in all.
+  // Charts over the same time share it: a zoom in one is a zoom in all.
   const timed = names.filter((name) => figures[name].layout.xaxis.type === "date");
   let following = false;
   for (const name of timed) {
@@ -51,7 +51,8 @@
       const zoomed = "xaxis.range[0]" in change;
       if (following || !(zoomed || change["xaxis.autorange"])) return;
       following = true;
-      const others = timed.filter((other) => other !== name).map((other) => {
+      const span = (of) => String(figures[of].layout.xaxis.range);
+      const others = timed.filter((other) => other !== name && span(other) === span(name)).map((other) => {
         const range = zoomed ? [change["xaxis.range[0]"], change["xaxis.range[1]"]] : [...figures[other].layout.xaxis.range];
         return Plotly.relayout(`chart-${other}`, { "xaxis.range": range });
       });

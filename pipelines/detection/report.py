@@ -1,0 +1,182 @@
+"""The report of a job that detects anomalies: the series with the strongest ones, drawn, and what each series had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.detection.graph import SCORES
+from pipelines.page import Chart, time_text, write_page
+from pipelines.parts import Parts
+from pipelines.report_charts import LIGHT
+from transforms.batches import EVENT_TIME, SOURCE
+from transforms.detection import ALARM, SCORE
+
+MAX_CHARTS = 12
+MAX_SERIES = 500  # in the table
+MAX_LINES = 4  # of a series with several columns
+STRETCHES = 700  # that a line is drawn from: of each its lowest and its highest value
+COLOURS = ("live", "frozen", "repeated", "bars")
+
+
+def write_anomaly_report(
+    outputs: Sequence[str], by: Sequence[str], title: str, counts: Mapping[str, Any], problems: Sequence[str], path: Path
+) -> None:
+    """Writes the report of a job.
+
+    Args:
+        outputs: the folders of its streams: the files of each have the same columns.
+        by: columns that name a series; without any each file is one.
+        title: heading of the page.
+        counts: what came of the job.
+        problems: what must not be overlooked.
+        path: the file to write.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    names = tuple(by) or (SOURCE,)
+    found = [(parts, _series(parts, names)) for parts in (Parts(output, SCORES) for output in outputs) if parts.rows]
+    rows = [(parts, row) for parts, table in found for row in table.to_pylist()]
+    rows.sort(key=lambda entry: (-(entry[1]["alarms"] or 0), -(entry[1]["highest"] or 0.0), entry[1]["name"]))
+    charts = [_chart(number, parts, names, row) for number, (parts, row) in enumerate(rows[:MAX_CHARTS])]
+    write_page(
+        "report_anomalies.html.j2",
+        path,
+        title=title,
+        sentence=_sentence(counts, len(rows), sum(bool(row["alarms"]) for _, row in rows)),
+        problems=problems,
+        charts=charts,
+        outputs=outputs,
+        counts=counts,
+        series=[{**row, "begin": time_text(row["begin"]), "end": time_text(row["end"])} for _, row in rows[:MAX_SERIES]],
+        all_series=len(rows),
+    )
+
+
+def _named(batch: pa.RecordBatch | pa.Table, names: Sequence[str]) -> Any:
+    """The name of each row's series."""
+    columns = [pc.fill_null(batch.column(name).cast(pa.string()), "") for name in names]
+    return columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, ", ")
+
+
+def _series(parts: Parts, names: Sequence[str]) -> pa.Table:
+    """A row for each series, in the order of their names: rows, alarms, the highest score, the first and the last time."""
+    pieces = []
+    for batch in parts.batches([*names, EVENT_TIME, SCORE, ALARM]):
+        table = pa.table(
+            {
+                "name": _named(batch, names),
+                "time": batch.column(EVENT_TIME).cast(pa.int64()),
+                "score": batch.column(SCORE),
+                "alarm": batch.column(ALARM).cast(pa.int64()),
+            }
+        )
+        figures = [("time", "count"), ("alarm", "sum"), ("score", "max"), ("time", "min"), ("time", "max")]
+        pieces.append(table.group_by("name").aggregate(figures))
+    every = pa.concat_tables(pieces)
+    sums = [("time_count", "sum"), ("alarm_sum", "sum"), ("score_max", "max"), ("time_min", "min"), ("time_max", "max")]
+    given = every.group_by("name").aggregate(sums).sort_by("name")
+    return pa.table(
+        {
+            "name": given.column("name"),
+            "rows": given.column("time_count_sum"),
+            "alarms": given.column("alarm_sum_sum"),
+            "highest": given.column("score_max_max"),
+            "begin": given.column("time_min_min"),
+            "end": given.column("time_max_max"),
+        }
+    )
+
+
+def _chart(number: int, parts: Parts, names: Sequence[str], row: Mapping[str, Any]) -> Chart:
+    """The values of a series with its alarms; below, how high the scores went."""
+    about = {*names, EVENT_TIME, SCORE, ALARM}
+    values = [name for name, kind in parts.types.items() if pa.types.is_floating(kind) and name not in (*about, "p_value")]
+    wanted = [*names, EVENT_TIME, SCORE, ALARM, *values[:MAX_LINES]]
+    pieces = [
+        table.filter(pc.equal(_named(table, names), row["name"]))
+        for table in (pa.Table.from_batches([batch]) for batch in parts.batches(wanted))
+    ]
+    table = pa.concat_tables(pieces).sort_by(EVENT_TIME)
+    times = table.column(EVENT_TIME).cast(pa.int64()).to_numpy()
+    score = table.column(SCORE).to_numpy()
+    alarms = np.flatnonzero(pc.fill_null(table.column(ALARM), False).to_numpy())
+    stretches = np.minimum(np.arange(len(times)) * STRETCHES // max(len(times), 1), STRETCHES - 1)
+    figure = go.Figure()
+    for column, colour in zip(values[:MAX_LINES], COLOURS, strict=False):
+        line = table.column(column).to_numpy()
+        places = _extremes(line, stretches)
+        figure.add_scatter(
+            x=_iso(times[places]),
+            y=_short(line[places]),
+            name=column,
+            mode="lines",
+            line={"color": LIGHT[colour], "width": 1.4},
+            hovertemplate="%{y}",
+        )
+    if len(alarms):
+        marked = table.column(values[0]).to_numpy()[alarms] if values else np.zeros(len(alarms))
+        figure.add_scatter(
+            x=_iso(times[alarms]),
+            y=_short(marked),
+            name="alarm",
+            mode="markers",
+            marker={"color": LIGHT["bad"], "size": 9, "symbol": "circle-open", "line": {"width": 2, "color": LIGHT["bad"]}},
+            customdata=_short(score[alarms]),
+            hovertemplate="alarm, score %{customdata}",
+        )
+    highest = _extremes(np.where(np.isnan(score), 0.0, score), stretches)
+    figure.add_scatter(
+        x=_iso(times[highest]),
+        y=_short(score[highest]),
+        name="score",
+        yaxis="y2",
+        mode="lines",
+        line={"color": LIGHT["above"], "width": 1.2, "shape": "hv"},
+        fill="tozeroy",
+        hovertemplate="score %{y}",
+    )
+    figure.update_layout(
+        yaxis={"domain": [0.26, 1]},
+        yaxis2={"domain": [0, 0.18], "range": [0, 1.02], "fixedrange": True, "tickvals": [0, 1], "title": {"text": "score"}},
+        xaxis={"anchor": "y2", "type": "date", "range": _iso(times[[0, -1]])},
+        hovermode="x unified",
+        height=320,
+    )
+    left = f" The first {MAX_LINES} of {len(values)} columns are drawn." if len(values) > MAX_LINES else ""
+    alarmed = f"{row['alarms'] or 0:,} alarm{'s' * (row['alarms'] != 1)}"
+    text = f"{row['rows']:,} row{'s' * (row['rows'] != 1)}, {alarmed}, highest score {row['highest'] or 0:.2f}.{left}"
+    return Chart(f"series-{number}", row["name"] or "without a name", text, figure)
+
+
+def _extremes(line: npt.NDArray[np.float64], stretches: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Of each stretch where the line is lowest and where it is highest, in order; no peak gets lost."""
+    some = np.flatnonzero(~np.isnan(line))
+    order = some[np.lexsort((line[some], stretches[some]))]
+    first = np.flatnonzero(np.diff(stretches[order], prepend=-1))
+    last = np.append(first[1:], len(order)) - 1
+    return np.unique(np.concatenate([order[first], order[last]])) if len(order) else order
+
+
+def _sentence(counts: Mapping[str, Any], series: int, alarmed: int) -> str:
+    text = f"{counts['scored']:,} rows of {series:,} series were scored, each by what was before it. "
+    if not counts["alarms"]:
+        return text + "None raised an alarm."
+    return text + f"{counts['alarms']:,} alarm{'s' * (counts['alarms'] != 1)} in {alarmed:,} of them."
+
+
+def _iso(times_us: npt.NDArray[np.int64]) -> list[str]:
+    return np.datetime_as_string(times_us.astype("datetime64[us]"), unit="s").tolist()
+
+
+def _short(values: npt.NDArray[np.float64]) -> list[float | None]:
+    """With five digits: the page need not be larger than what is seen."""
+    return [None if np.isnan(value) else float(f"{value:.5g}") for value in values.tolist()]
