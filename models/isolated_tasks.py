@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from models.anomaly.saved import EMPTY_SIGNATURE
 from models.digest import version_digest
 from models.gate import behaviour, finite, golden, ops
 from models.gate.config import GateConfig
 from models.gate.result import CheckResult, refused
+from models.gate.series import check_scores
 from models.isolated import Step
 from models.isolated_names import HOLDOUT_FILE
 from models.registry import Manifest
@@ -66,6 +68,10 @@ def _checks(path: str, config: GateConfig, meant: list[str], folder: str, step: 
         yield refused("load", f"{error}. Load it with tf.saved_model.load where it was made, and save it again.")
         return
     yield CheckResult("load", True, "it loads")
+    if EMPTY_SIGNATURE in graph.signatures:
+        step("scoring made-up series")
+        yield check_scores(path, signature.inputs["x"].shape[-1] or 1)
+        return
     rows = records if records is not None else behaviour.made_up_rows(signature, config.block_rows)
     what = "its golden records" if records is not None else "made-up rows"
     step("predicting")

@@ -138,6 +138,7 @@ class LoadedGraph:
         keys = {id(variable.handle): key for key, variable in variables.items()}
         # A capture is a variable, of which every version has its own, or comes with the graph, as a constant lookup table.
         self.captures = [(keys.get(id(capture)), capture) for capture in self._function.captured_inputs]
+        self.signatures = tuple(self._root.signatures)
         self._blocks = tf.function(self._run_blocks, autograph=False)
         self._traced: Any = None
 

@@ -12,7 +12,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import click
 
-from pipelines.commands import clusters, guard, jobs, move_log, operate, run
+from pipelines.commands import clusters, detect, guard, jobs, move_log, operate, run
 
 
 class _Errors(click.Group):
@@ -47,6 +47,7 @@ for command in (
     *(run.run, run.replay, run.list_templates, clusters.submit, clusters.cluster, jobs.jobs),
     *(operate.publish, operate.activate, operate.canary, operate.shadow, operate.promote, operate.rollback, operate.pause),
     *(operate.status, operate.log, operate.versions, guard.guard, move_log.move_log),
+    detect.save_detector,
 ):
     main.add_command(command)
 
