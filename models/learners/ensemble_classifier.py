@@ -39,7 +39,7 @@ class EnsembleClassifierConfig:
         label: name of the label column: integers from 0 to classes - 1, or what the `vocabulary` holds.
         classes: number of classes, at least 2.
         vocabulary: the labels by class; empty for integers from 0.
-        text_features: names of columns of text.
+        text_features: names of columns of text; their first values have a column each, others are hashed.
         context: records bring what was known of labels when they happened (`transforms.label_context`).
         memory_rows: latest labelled rows that are kept.
         half_life_rows: after this many rows a row counts half in the statistics that standardise.
@@ -130,6 +130,8 @@ class EnsembleClassifier(tf.Module):
             right = tf.reduce_mean(tf.cast(tf.argmax(said, axis=1) == codes, tf.float32))
         with tf.control_dependencies([loss, right]):
             self.stacking.learn(odds, targets)
+            self._inputs.observe(given)
+            x = self._inputs.columns(given)
             self.standardiser.observe(x)
             rows = self._inputs.encoded(given, x, self.standardiser)
             self.memory.remember(tf.concat([rows.filled, rows.context], axis=1), targets)

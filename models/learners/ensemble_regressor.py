@@ -105,6 +105,8 @@ class EnsembleRegressor(tf.Module):
             self.of_label.observe(label[:, None])
             target = self._standardised(label)
             self._weigh(said, target)
+            self._inputs.observe(given)
+            x = self._inputs.columns(given)
             self.standardiser.observe(x)
             rows = self._inputs.encoded(given, x, self.standardiser, self.of_label)
             self.memory.remember(tf.concat([rows.filled, rows.context], axis=1), label[:, None])

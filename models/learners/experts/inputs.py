@@ -17,7 +17,8 @@ from models.learners.experts.standardiser import Standardiser, clipped
 from models.naming import input_names
 
 CONTEXT = "known_labels"  # the column that `transforms.label_context` adds
-HASH_BUCKETS = 16  # columns that a text column becomes
+KNOWN_VALUES = 16  # of a text column that have a column each: the first ones that come
+HASH_BUCKETS = 8  # columns that share all other values
 LABEL_RATES = 2  # decayed rates of the labels, or means, beside the last label itself
 
 
@@ -53,7 +54,7 @@ class Encoded(NamedTuple):
     """Rows as the experts want them, float32.
 
     Attributes:
-        z: (rows, width) in standard deviations; numeric columns, then the buckets of text columns.
+        z: (rows, width) in standard deviations; numeric columns, then those of text columns.
         context: (rows, k) what is known of labels; k is 0 without.
         filled: (rows, width) the columns as they came, none missing: thresholds in them stay while statistics move.
         answers: (rows, experts, outputs) of `models.learners.experts.online`, no experts without context.
@@ -75,8 +76,12 @@ class Encoded(NamedTuple):
         return tf.concat([clipped(self.z), self.context], axis=1)
 
 
-class Inputs:
-    """Names, types and encoding of a learner's inputs."""
+class Inputs(tf.Module):
+    """Names, types and encoding of a learner's inputs.
+
+    What text columns hold is learnt: the first values that come have a column each, and share none with another. The vocabulary
+    is a variable, so it is of one version with the weights of its columns.
+    """
 
     def __init__(
         self,
@@ -95,10 +100,14 @@ class Inputs:
             label_type: its type.
             known: what a record brings of labels that were known; None for records that bring nothing.
         """
+        super().__init__(name="inputs")
         names = input_names((*features, *text_features, label))
         self.numeric, self.text, self.label = names[: len(features)], names[len(features) : -1], names[-1]
         self.label_type, self._known = label_type, known
-        self.width = len(self.numeric) + HASH_BUCKETS * len(self.text)
+        self.width = len(self.numeric) + (KNOWN_VALUES + HASH_BUCKETS) * len(self.text)
+        # By text column; an empty text where there is no value yet.
+        empty = [tf.fill([KNOWN_VALUES], "") for _ in self.text]
+        self.values = [tf.Variable(none, name=f"values_{place}") for place, none in enumerate(empty)]
         self.context_width = known.labels + self.width if known is not None else 0
 
     def specs(self) -> dict[str, tf.TensorSpec]:
@@ -113,11 +122,22 @@ class Inputs:
         return {self.label: tf.TensorSpec([None], self.label_type, name=self.label)}
 
     def columns(self, given: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """(rows, width) float32: numeric columns as they are, text as one-hot buckets of its hash."""
+        """(rows, width) float32: numeric columns as they are, text one-hot, as a known value or as a bucket of its hash."""
         parts = [tf.stack([given[name] for name in self.numeric], axis=1)] if self.numeric else []
-        for name in self.text:
-            parts.append(tf.one_hot(tf.strings.to_hash_bucket_fast(given[name], HASH_BUCKETS), HASH_BUCKETS))
+        for name, values in zip(self.text, self.values, strict=True):
+            known = tf.cast(_same(given[name], values), tf.float32)
+            other = 1.0 - tf.reduce_sum(known, axis=1, keepdims=True)
+            parts += [known, other * tf.one_hot(tf.strings.to_hash_bucket_fast(given[name], HASH_BUCKETS), HASH_BUCKETS)]
         return tf.concat(parts, axis=1)
+
+    def observe(self, given: Mapping[str, tf.Tensor]) -> None:
+        """Takes new values of text columns into the vocabulary, in the order in which they come, while there is room."""
+        for name, values in zip(self.text, self.values, strict=True):
+            came = tf.unique(given[name]).y
+            new = tf.boolean_mask(came, ~tf.reduce_any(_same(came, values), axis=1) & (came != ""))
+            used = tf.reduce_sum(tf.cast(values != "", tf.int32))
+            new = new[: KNOWN_VALUES - used]
+            values.scatter_nd_update(used + tf.range(tf.size(new))[:, None], new)
 
     def encoded(
         self,
@@ -148,3 +168,8 @@ class Inputs:
                 for part in (labels, answers)
             )
         return Encoded(z, tf.concat([labels, clipped(step)], axis=1), standardiser.filled(x), answers)
+
+
+def _same(texts: tf.Tensor, values: tf.Variable) -> tf.Tensor:
+    """(texts, values) bool: which value each text is; an empty one is none."""
+    return (texts[:, None] == values) & (texts != "")[:, None]
