@@ -40,12 +40,12 @@ class Clock:
 
 
 def midstream(rows: Floats, most: int) -> Found:
-    """The learner as a SavedModel, in a bare loop over Arrow batches of a window: predict, then learn."""
+    """The learner as a SavedModel, in a bare loop over Arrow batches of a window: to tensors, predict, learn from them."""
     import pyarrow as pa
     import tensorflow as tf
 
     from models.learners.clusters import Clusters, ClustersConfig
-    from models.learning import LearningModel, save_learner
+    from models.learning import LEARN_SIGNATURE, LearningModel, save_learner
     from models.serving import SERVING_SIGNATURE, to_numpy
     from transforms.learning_windows import rows_of_window
 
@@ -55,7 +55,7 @@ def midstream(rows: Floats, most: int) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         save_learner(Clusters(ClustersConfig(tuple(names))), folder)
         learner = LearningModel(folder)
-        predict = learner.signature(SERVING_SIGNATURE)
+        predict, learn = learner.signature(SERVING_SIGNATURE), learner.signature(LEARN_SIGNATURE)
         starts, size = [0], 0
         while starts[-1] + (size := rows_of_window(starts[-1], WINDOW_ROWS)) < len(rows):
             starts.append(starts[-1] + size)
@@ -72,9 +72,10 @@ def midstream(rows: Floats, most: int) -> Found:
             learner.variables[key].assign(value)
         found, clock = [], Clock()
         for batch in batches:
-            given = predict(**{name: tf.constant(to_numpy(batch, name, "float64", ())) for name in names})
-            found.append(given["cluster"].numpy())
-            learner.learn(batch)
+            columns = {name: tf.constant(to_numpy(batch, name, "float64", ())) for name in names}
+            found.append(predict(**columns)["cluster"].numpy())
+            told = learn(**columns)
+            told["event_kind"].numpy(), told["event_cluster"].numpy(), told["event_other"].numpy()
         return clock.found(np.concatenate(found))
 
 

@@ -127,8 +127,7 @@ def _told(kind: str, cluster: int, other: int) -> str:
 
 def _places(registry: str, model: str, versions: Sequence[Mapping[str, Any]]) -> list[LearntChart]:
     """Where the clusters went: their centres, projected to the plane in which they are farthest apart."""
-    import tensorflow as tf
-
+    from models.learners.cluster_tables import read_saved
     from models.loaded_graph import variables_prefix
     from models.registry import Registry
 
@@ -136,11 +135,10 @@ def _places(registry: str, model: str, versions: Sequence[Mapping[str, Any]]) ->
     chosen = [numbers[at] for at in np.unique(np.linspace(0, len(numbers) - 1, MAX_PLACES).astype(int))] if numbers else []
     ids, means, weights = [], [], []
     for version in chosen:
-        reader = tf.train.load_checkpoint(variables_prefix(Registry(registry).path(model, version)))
-        keys = {name: f"state/{name}/.ATTRIBUTES/VARIABLE_VALUE" for name in ("id", "mean", "weight", "column_variance")}
-        if not all(reader.has_tensor(key) for key in keys.values()):
+        try:
+            values = read_saved(variables_prefix(Registry(registry).path(model, version)))
+        except ValueError:
             return []  # clusters of another learner
-        values = {name: reader.get_tensor(key) for name, key in keys.items()}
         alive = values["id"] >= 0
         deviation = np.sqrt(values["column_variance"]) + 1e-12
         ids.append(values["id"][alive])

@@ -19,8 +19,8 @@ from models.learners.cluster_state import (
     LOG_UNIFORM,
     TINY,
     VARIANCE_FLOOR,
-    ClusterState,
-    Slots,
+    State,
+    Told,
     assign,
     join,
     moments,
@@ -41,16 +41,15 @@ GROUPS = 48  # that are looked at
 REFINEMENTS = 3
 
 
-def may_be_born(state: Slots) -> tf.Tensor:
+def may_be_born(state: State) -> tf.Tensor:
     """Whether there are enough rows to look for new clusters."""
     return (state.far_fresh >= LEAST_ROWS) & (tf.reduce_any(state.alive) | (state.far_count >= FIRST_ROWS))
 
 
-def births(state: ClusterState, limit: float) -> tf.Tensor:
-    """Looks for new clusters and puts them in free slots; returns how many."""
+def births(state: State, told: Told, limit: float) -> tuple[State, Told]:
+    """Looks for new clusters and puts them in free slots."""
     count = tf.cast(state.far_count, tf.int32)
     rows = state.far[:count]
-    state.far_fresh.assign(0)
     size, mean, variance = _in_their_own_shape(rows, state)
     order = tf.argsort(-size, stable=True)
     size, mean, variance = (tf.gather(values, order) for values in (size, mean, variance))
@@ -67,16 +66,16 @@ def births(state: ClusterState, limit: float) -> tf.Tensor:
     free = tf.where(tf.logical_not(state.alive))[:, 0]
     born = tf.minimum(tf.size(taken), tf.size(free))
     taken, slots = taken[:born], free[:born]
-    _settle(state, slots, *(tf.gather(values, taken) for values in (size, mean, variance)))
-    _refine(state, slots, widen(rows), limit)
+    state, told = _settle(state, told, slots, *(tf.gather(values, taken) for values in (size, mean, variance)))
+    state = _refine(state, slots, widen(rows), limit)
     near = assign(state, widen(rows), state.mean, state.variance, limit).near
     left = tf.boolean_mask(rows, tf.logical_or(tf.logical_not(near), born == 0))
-    state.far[: tf.shape(left)[0]].assign(left)
-    state.far_count.assign(tf.cast(tf.shape(left)[0], tf.int64))
-    return born
+    number, room = tf.shape(left)[0], state.far.shape[0]
+    far = tf.ensure_shape(tf.pad(left, [[0, room - number], [0, 0]]), [room, state.width])
+    return state._replace(far=far, far_count=tf.cast(number, tf.int64), far_fresh=tf.constant(0, tf.int64)), told
 
 
-def _in_their_own_shape(rows: tf.Tensor, state: ClusterState) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _in_their_own_shape(rows: tf.Tensor, state: State) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Groups in a metric in which clusters are about round: that of the clusters that live, else of the groups themselves."""
     floor = state.column_floor
 
@@ -151,24 +150,29 @@ def _one_piece(
     return size, mean, variance
 
 
-def _settle(state: ClusterState, slots: tf.Tensor, size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> None:
+def _settle(
+    state: State, told: Told, slots: tf.Tensor, size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
+) -> tuple[State, Told]:
     born = tf.size(slots, out_type=tf.int64)
     place, ids = slots[:, None], state.next_id + tf.range(born)
-    state.id.scatter_nd_update(place, ids)
-    state.next_id.assign_add(born)
-    for values, given in ((state.weight, size), (state.mean, mean), (state.variance, variance)):
-        values.scatter_nd_update(place, given)
-    state.shape.scatter_nd_update(place, variance)
-    state.anchor.scatter_nd_update(place, mean)
-    state.age.scatter_nd_update(place, tf.zeros_like(size))
-    events = tf.stack([tf.fill([born], tf.constant(BORN, tf.int64)), ids, ids], axis=1)
-    upto = tf.minimum(state.event_count + born, state.events.shape[0])
-    places = tf.range(state.event_count, upto)
-    state.events.scatter_nd_update(places[:, None], events[: tf.size(places)])
-    state.event_count.assign(upto)
+
+    def put(values: tf.Tensor, given: tf.Tensor) -> tf.Tensor:
+        return tf.tensor_scatter_nd_update(values, place, given)
+
+    state = state._replace(
+        id=put(state.id, ids),
+        next_id=state.next_id + born,
+        weight=put(state.weight, size),
+        mean=put(state.mean, mean),
+        variance=put(state.variance, variance),
+        shape=put(state.shape, variance),
+        anchor=put(state.anchor, mean),
+        age=put(state.age, tf.zeros_like(size)),
+    )
+    return state, told.note(BORN, ids, ids)
 
 
-def _refine(state: ClusterState, slots: tf.Tensor, wide: tf.Tensor, limit: float) -> None:
+def _refine(state: State, slots: tf.Tensor, wide: tf.Tensor, limit: float) -> State:
     """Fits the new clusters to all rows that are theirs; those of old ones stay as they are."""
     new = tf.scatter_nd(slots[:, None], tf.ones_like(slots), [state.slots]) > 0
     floor = state.column_floor
@@ -179,8 +183,11 @@ def _refine(state: ClusterState, slots: tf.Tensor, wide: tf.Tensor, limit: float
         even = tf.reduce_mean(spread / floor, axis=1, keepdims=True) * floor
         spread = (count[:, None] * spread + PRIOR_ROWS * even) / (count[:, None] + PRIOR_ROWS) + VARIANCE_FLOOR * floor
         fits = tf.logical_and(new, count > 3.0)
-        state.mean.assign(tf.where(fits[:, None], mean, state.mean))
-        state.variance.assign(tf.where(fits[:, None], spread, state.variance))
-        state.weight.assign(tf.where(fits, count, state.weight))
-    state.shape.assign(tf.where(new[:, None], state.variance, state.shape))
-    state.anchor.assign(tf.where(new[:, None], state.mean, state.anchor))
+        state = state._replace(
+            mean=tf.where(fits[:, None], mean, state.mean),
+            variance=tf.where(fits[:, None], spread, state.variance),
+            weight=tf.where(fits, count, state.weight),
+        )
+    return state._replace(
+        shape=tf.where(new[:, None], state.variance, state.shape), anchor=tf.where(new[:, None], state.mean, state.anchor)
+    )

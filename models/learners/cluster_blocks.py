@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from models.learners.cluster_births import may_be_born
 from models.learners.cluster_changes import HARDLY, count_close, dying, mergeable, split_ready, watch_sides
-from models.learners.cluster_state import TINY, VARIANCE_FLOOR, Moving, Slots, assign, moments, widen
+from models.learners.cluster_state import TINY, VARIANCE_FLOOR, State, assign, moments, widen
 
 FIRST_BLOCKS = 4.0  # of a cluster's life, in which its shape follows its variance
 SHAPE_RATE = 0.03  # a block, after that
@@ -54,46 +54,63 @@ class Blocks:
     half_life_rows: int
     limit: float
 
-    def sweep(self, moving: Moving, x: tf.Tensor, starts: tf.Tensor, stop: tf.Tensor) -> tuple[Moving, Swept]:
+    def number(self, rows: tf.Tensor) -> tf.Tensor:
+        """() int32, so many blocks are so many rows."""
+        return (rows + self.block_rows - 1) // self.block_rows
+
+    def starts(self, rows: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
+        """(blocks + 1,) int32, the first row of this block and of those behind it; all are about as long."""
+        ends = tf.cast(block + tf.range(self.blocks + 1), tf.int64)
+        return tf.cast(tf.cast(rows, tf.int64) * ends // tf.cast(self.number(rows), tf.int64), tf.int32)
+
+    def sweep(self, moving: State, x: tf.Tensor, rows: tf.Tensor, block: tf.Tensor) -> tuple[State, Swept]:
         """Moves the clusters on by some blocks, until something else is to be done.
 
         Args:
             moving: the clusters.
-            x: (block_rows * blocks, width) rows in the frame, padded.
-            starts: (blocks + 1,) int32, the first row of each block; the last block ends where the next one would begin.
-            stop: () int32, the block to end before.
+            x: (block_rows * blocks, width) rows from the beginning of the first block, padded.
+            rows: () int32, so many there are in the whole window.
+            block: () int32, the first block.
 
         Returns:
             The clusters, and how far it came.
         """
+        places = self.starts(rows, block)
+        starts = places - places[0]
+        stop = tf.minimum(self.number(rows) - block, self.blocks)
 
-        def more(block: tf.Tensor, far: tf.Tensor, changes: tf.Tensor, moving: Moving) -> tf.Tensor:
+        def more(block: tf.Tensor, far: tf.Tensor, changes: tf.Tensor, moving: State) -> tf.Tensor:
             del far, moving
             return (block < stop) & ~changes
 
         def one(
-            block: tf.Tensor, far: tf.Tensor, changes: tf.Tensor, moving: Moving
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Moving]:
+            block: tf.Tensor, far: tf.Tensor, changes: tf.Tensor, moving: State
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, State]:
             # By `gather`: what a slice begins at XLA takes for a constant, and compiles anew for every length of a window.
             start, end = tf.gather(starts, block), tf.gather(starts, block + 1)
             rows = tf.gather(x, start + tf.range(self.block_rows))
             count = end - start
             moving, rows, is_far = self.move(moving, rows, count)
             number = tf.reduce_sum(tf.cast(is_far, tf.int64))
-            moving = tf.cond(number > 0, lambda: self._keep(moving, rows, is_far, number), lambda: moving)
-            return block + 1, far + number, is_to_change(moving), moving
+            fresh = moving.far_fresh + number
+            # Beside each other: what is in the branch needs nothing of the clusters, and they are looked at once.
+            kept, held = tf.cond(
+                number > 0, lambda: self._keep(moving, rows, is_far, number), lambda: (moving.far, moving.far_count)
+            )
+            changes = changing(moving) | may_be_born(moving._replace(far_count=held, far_fresh=fresh))
+            return block + 1, far + number, changes, moving._replace(far=kept, far_count=held, far_fresh=fresh)
 
         block, far, changes, moving = tf.while_loop(
             more, one, (tf.constant(0), tf.constant(0, tf.int64), tf.constant(False), moving)
         )
         return moving, Swept(block, far, changes)
 
-    def move(self, state: Moving, x: tf.Tensor, count: tf.Tensor) -> tuple[Moving, tf.Tensor, tf.Tensor]:
+    def move(self, state: State, x: tf.Tensor, count: tf.Tensor) -> tuple[State, tf.Tensor, tf.Tensor]:
         """One block.
 
         Args:
             state: the clusters.
-            x: (block_rows, width), finite.
+            x: (block_rows, width).
             count: () int32, how many of them are rows.
 
         Returns:
@@ -125,8 +142,8 @@ class Blocks:
         return state._replace(close=count_close(state)), rows, ~near & valid
 
     def _observe(
-        self, state: Moving, x: tf.Tensor, valid: tf.Tensor, number: tf.Tensor, kept: tf.Tensor
-    ) -> tuple[Moving, tf.Tensor]:
+        self, state: State, x: tf.Tensor, valid: tf.Tensor, number: tf.Tensor, kept: tf.Tensor
+    ) -> tuple[State, tf.Tensor]:
         """Decayed moments of the columns, and the rows: what is missing counts as the mean, what is far out is drawn in."""
         rows = drawn_in(x, state)
         weights = tf.cast(valid, tf.float64)[:, None]
@@ -137,8 +154,8 @@ class Blocks:
         variance = (before * old + tf.reduce_sum((rows - mean) ** 2 * weights, axis=0)) / total
         return state._replace(column_weight=total, column_mean=mean, column_variance=variance), rows
 
-    def _keep(self, state: Moving, rows: tf.Tensor, is_far: tf.Tensor, number: tf.Tensor) -> Moving:
-        """Keeps rows that no cluster explains, behind those that are kept; the oldest go."""
+    def _keep(self, state: State, rows: tf.Tensor, is_far: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Keeps rows that no cluster explains, behind those that are kept; the oldest go. Gives them, and how many they are."""
         room = state.far.shape[0]
         held = tf.range(room, dtype=tf.int64) < state.far_count
         all_rows, wanted = tf.concat([state.far, rows], axis=0), tf.concat([held, is_far], axis=0)
@@ -146,32 +163,32 @@ class Blocks:
         place = tf.cumsum(tf.cast(wanted, tf.int64)) - 1 - tf.maximum(total - room, 0)
         place = tf.where(wanted & (place >= 0), place, tf.constant(room, tf.int64))  # the others go to a row that is cut off
         far = tf.tensor_scatter_nd_update(tf.pad(state.far, [[0, 1], [0, 0]]), place[:, None], all_rows)[:room]
-        return state._replace(far=far, far_count=tf.minimum(total, room), far_fresh=state.far_fresh + number)
+        return far, tf.minimum(total, room)
 
 
-def is_to_change(state: Slots) -> tf.Tensor:
-    """Whether clusters may be born, die, merge or split now."""
-    changes = tf.reduce_any(dying(state) | split_ready(state)) | tf.reduce_any(mergeable(state)[0])
-    return changes | may_be_born(state)
+def changing(state: State) -> tf.Tensor:
+    """Whether clusters die, merge or split now."""
+    return tf.reduce_any(dying(state) | split_ready(state)) | tf.reduce_any(mergeable(state)[0])
 
 
-def drawn_in(x: tf.Tensor, state: Slots) -> tf.Tensor:
-    """Rows in the frame. A missing value counts as the column's mean; one that is absurdly far out is drawn in."""
+def drawn_in(x: tf.Tensor, state: State) -> tf.Tensor:
+    """Rows, taken into the frame. A missing value counts as the column's mean; one that is absurdly far out is drawn in."""
     deviations = tf.where(state.column_weight > 0.0, FARTHEST * tf.ones_like(state.column_weight), FARTHEST_AT_FIRST)
     farthest = deviations * tf.sqrt(state.column_floor)
-    rows = tf.where(tf.math.is_nan(x), state.column_mean, x)
+    rows = (x - state.shift) / state.scale
+    rows = tf.where(tf.math.is_nan(rows), state.column_mean, rows)
     return tf.clip_by_value(rows, state.column_mean - farthest, state.column_mean + farthest)
 
 
 def _follow(
-    state: Moving,
+    state: State,
     came: tf.Tensor,
     middle: tf.Tensor,
     square: tf.Tensor,
     place: tf.Tensor,
     mean: tf.Tensor,
     gain: tf.Tensor,
-) -> Moving:
+) -> State:
     """Moves the clusters on (the M step): what came, against what was expected."""
     some = ((came > 0.5) & state.alive)[:, None]
     off = middle - place

@@ -16,11 +16,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
-from models.learners.cluster_state import DIED, MERGED, SPLIT, TINY, ClusterState, Slots, join, pairs, separations
+from models.learners.cluster_state import DIED, MERGED, SPLIT, TINY, State, Told, join, pairs, separations
 
 GONE_ROWS = 12.0
 HARDLY = 0.2  # of the expected rows; noise still falls where a cluster was
@@ -38,38 +39,37 @@ AXIS_KEPT = 0.5
 LEAST_VARIANCE = 0.3  # of a part, as a share of what the cluster had
 
 
-def dying(state: Slots) -> tf.Tensor:
+def dying(state: State) -> tf.Tensor:
     """Which clusters are gone (slots,) bool."""
     return state.alive & ((state.missed > GONE_ROWS) | (state.weight < LEAST_WEIGHT))
 
 
-def deaths(state: ClusterState) -> None:
+def deaths(state: State, told: Told) -> tuple[State, Told]:
     """Frees the slots of clusters that are gone."""
     gone = dying(state)
     apart = separations(state.mean, state.variance, state.alive)
     apart = tf.where(gone[None], tf.constant(float("inf"), tf.float64), apart)
 
-    def one(slot: tf.Tensor) -> tf.Tensor:
-        other, mine = tf.argmin(apart[slot]), state.id[slot]
+    def one(slot: tf.Tensor, id: tf.Tensor, told: Told) -> tuple[tf.Tensor, Told]:
+        other, mine = tf.argmin(apart[slot]), id[slot]
         merged = apart[slot, other] < ON_TOP
         swap = merged & (state.speed[slot] < state.speed[other]) & (state.age[slot] > SETTLED_BLOCKS)
-        kept, lost = (tf.where(swap, state.id[slot], state.id[other]), tf.where(swap, state.id[other], state.id[slot]))
-        state.id.scatter_nd_update([[slot], [other]], tf.where(merged, [lost, kept], [state.id[slot], state.id[other]]))
+        kept, lost = (tf.where(swap, mine, id[other]), tf.where(swap, id[other], mine))
+        id = _put(id, [slot, other], tf.where(merged, [lost, kept], [mine, id[other]]))
         kind = tf.where(merged, tf.constant(MERGED, tf.int64), tf.constant(DIED, tf.int64))
-        state.note(kind, tf.where(merged, kept, mine), tf.where(merged, lost, mine))
-        return slot
+        return id, told.note(kind, tf.where(merged, kept, mine), tf.where(merged, lost, mine))
 
-    _each(tf.where(gone)[:, 0], one)
-    state.clear(gone)
+    id, told = _each(tf.where(gone)[:, 0], one, state.id, told)
+    return state._replace(id=id).clear(gone), told
 
 
-def count_close(state: Slots) -> tf.Tensor:
+def count_close(state: State) -> tf.Tensor:
     """For how many blocks pairs of clusters have stood so close that they may be one: the new `close`."""
     near, _ = _near(state)
     return tf.where(near, state.close + 1.0, tf.zeros_like(state.close))
 
 
-def _near(state: Slots) -> tuple[tf.Tensor, tf.Tensor]:
+def _near(state: State) -> tuple[tf.Tensor, tf.Tensor]:
     apart = separations(state.mean, state.variance, state.alive)
     passing = pairs(1.0 / state.variance, state.velocity)
     moving = passing + tf.transpose(passing) > 2.0 * CROSSING_SPEED**2
@@ -77,22 +77,23 @@ def _near(state: Slots) -> tuple[tf.Tensor, tf.Tensor]:
     return (apart < ONE_HEAP) & (~moving | (younger <= SETTLED_BLOCKS)), apart
 
 
-def mergeable(state: Slots) -> tuple[tf.Tensor, tf.Tensor]:
+def mergeable(state: State) -> tuple[tf.Tensor, tf.Tensor]:
     """Which pairs are one cluster by now (slots, slots), and how far apart all are."""
     near, apart = _near(state)
     younger = tf.minimum(state.age[:, None], state.age)
     return near & ((state.close >= CLOSE_BLOCKS) | (younger <= YOUNG_BLOCKS)), apart
 
 
-def merges(state: ClusterState) -> None:
+def merges(state: State, told: Told) -> tuple[State, Told]:
     """Merges pairs, the closest first, each cluster at most once a block."""
     ready, apart = mergeable(state)
     slots = state.slots
 
-    def more(ready: tf.Tensor) -> tf.Tensor:
+    def more(ready: tf.Tensor, state: State, told: Told) -> tf.Tensor:
+        del state, told
         return tf.reduce_any(ready)
 
-    def one(ready: tf.Tensor) -> tuple[tf.Tensor]:
+    def one(ready: tf.Tensor, state: State, told: Told) -> tuple[tf.Tensor, State, Told]:
         open_ones = tf.where(ready, apart, tf.constant(float("inf"), tf.float64))
         place = tf.argmin(tf.reshape(open_ones, [-1]), output_type=tf.int32)
         first, second = place // slots, place % slots
@@ -102,23 +103,25 @@ def merges(state: ClusterState) -> None:
         settled = tf.minimum(state.age[first], state.age[second]) > SETTLED_BLOCKS
         keep_first = tf.where(settled, state.speed[first] < state.speed[second], older)
         kept, lost = tf.where(keep_first, first, second), tf.where(keep_first, second, first)
-        state.note(MERGED, state.id[kept], state.id[lost])
+        told = told.note(MERGED, state.id[kept], state.id[lost])
         total, middle, spread = join(state.weight, state.mean, state.variance, kept, lost)
         part = state.weight[kept] / total
         velocity = part * state.velocity[kept] + (1.0 - part) * state.velocity[lost]
-        state.weight.scatter_nd_update([[kept]], total[None])
-        for values, given in ((state.mean, middle), (state.variance, spread), (state.velocity, velocity)):
-            values.scatter_nd_update([[kept]], given[None])
+        state = state._replace(
+            weight=_put(state.weight, [kept], total[None]),
+            mean=_put(state.mean, [kept], middle[None]),
+            variance=_put(state.variance, [kept], spread[None]),
+            velocity=_put(state.velocity, [kept], velocity[None]),
+        )
         gone = tf.range(slots) == lost
-        state.clear(gone)
-        state.forget_sides(tf.range(slots) == kept)
         touched = gone | (tf.range(slots) == kept)
-        return (ready & ~touched[:, None] & ~touched,)
+        return ready & ~touched[:, None] & ~touched, state.clear(gone).forget_sides(touched), told
 
-    tf.while_loop(more, one, (ready,), maximum_iterations=slots)
+    _, state, told = tf.while_loop(more, one, (ready, state, told), maximum_iterations=slots)
+    return state, told
 
 
-def watch_sides(state: Slots, rows: tf.Tensor, share: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def watch_sides(state: State, rows: tf.Tensor, share: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Counts the rows of each cluster on either side of its mean, and turns the axis to where its rows vary most.
 
     Args:
@@ -149,7 +152,7 @@ def watch_sides(state: Slots, rows: tf.Tensor, share: tf.Tensor) -> tuple[tf.Ten
     return sides, tf.where(length > TINY, turned / tf.maximum(length, TINY), state.axis)
 
 
-def split_ready(state: Slots) -> tf.Tensor:
+def split_ready(state: State) -> tf.Tensor:
     """Which clusters are two heaps (slots,) bool."""
     count = tf.maximum(state.sides[:, :, 0], TINY)
     middle = state.sides[:, :, 1] / count
@@ -159,13 +162,13 @@ def split_ready(state: Slots) -> tf.Tensor:
     return state.alive & enough & (apart > TWO_HEAPS) & (state.age > YOUNG_BLOCKS)
 
 
-def splits(state: ClusterState) -> None:
+def splits(state: State, told: Told) -> tuple[State, Told]:
     """Splits clusters that are two heaps, as far as there are free slots."""
     free = tf.where(~state.alive)[:, 0]
     chosen = tf.where(split_ready(state))[:, 0][: tf.size(free)]
-    pairs = tf.stack([chosen, free[: tf.size(chosen)]], axis=1)
+    both = tf.stack([chosen, free[: tf.size(chosen)]], axis=1)
 
-    def one(pair: tf.Tensor) -> tf.Tensor:
+    def one(pair: tf.Tensor, state: State, told: Told) -> tuple[State, Told]:
         slot, new = pair[0], pair[1]
         deviation, axis, sides = tf.sqrt(state.shape[slot]), state.axis[slot], state.sides[slot]
         count = sides[:, 0]
@@ -173,37 +176,43 @@ def splits(state: ClusterState) -> None:
         total = tf.reduce_sum(count)
         was = tf.reduce_sum((state.anchor[slot] - state.mean[slot]) / deviation * axis)
         stays = tf.argmin(tf.abs(was - middle), output_type=tf.int32)
-        goes = 1 - stays
+        parts = tf.stack([stays, 1 - stays])
         between = tf.reduce_sum(middle * middle * count) / total
         least = LEAST_VARIANCE * tf.minimum(state.shape[slot], state.variance[slot])
         variance = tf.maximum(state.variance[slot] - (deviation * axis) ** 2 * between, least)
-        means = state.mean[slot] + deviation * axis * tf.gather(middle, tf.stack([stays, goes]))[:, None]
-        weights = state.weight[slot] * tf.gather(count, tf.stack([stays, goes])) / total
-        place = pair[:, None]
-        state.mean.scatter_nd_update(place, means)
-        state.anchor.scatter_nd_update(place, means)
-        state.weight.scatter_nd_update(place, weights)
-        for values in (state.variance, state.shape):
-            values.scatter_nd_update(place, tf.stack([variance, variance]))
-        state.velocity.scatter_nd_update([[new]], state.velocity[slot][None])
-        state.speed.scatter_nd_update([[new]], state.speed[slot][None])
-        for values in (state.age, state.missed):
-            values.scatter_nd_update([[new]], tf.zeros([1], tf.float64))
-        state.id.scatter_nd_update([[new]], state.next_id[None])
-        state.note(SPLIT, state.id[slot], state.next_id.read_value())
-        state.next_id.assign_add(1)
-        state.forget_sides((tf.range(state.slots, dtype=tf.int64) == slot) | (tf.range(state.slots, dtype=tf.int64) == new))
-        return slot
+        variances = tf.stack([variance, variance])
+        means = state.mean[slot] + deviation * axis * tf.gather(middle, parts)[:, None]
+        weights = state.weight[slot] * tf.gather(count, parts) / total
+        told = told.note(SPLIT, state.id[slot], state.next_id)
+        state = state._replace(
+            mean=_put(state.mean, pair, means),
+            anchor=_put(state.anchor, pair, means),
+            weight=_put(state.weight, pair, weights),
+            variance=_put(state.variance, pair, variances),
+            shape=_put(state.shape, pair, variances),
+            velocity=_put(state.velocity, [new], state.velocity[slot][None]),
+            speed=_put(state.speed, [new], state.speed[slot][None]),
+            age=_put(state.age, [new], tf.zeros([1], tf.float64)),
+            missed=_put(state.missed, [new], tf.zeros([1], tf.float64)),
+            id=_put(state.id, [new], state.next_id[None]),
+            next_id=state.next_id + 1,
+        )
+        places = tf.range(state.slots, dtype=tf.int64)
+        return state.forget_sides((places == slot) | (places == new)), told
 
-    _each(pairs, one)
+    return _each(both, one, state, told)
 
 
-def _each(items: tf.Tensor, do: Callable[[tf.Tensor], tf.Tensor]) -> None:
-    """Calls `do` for one item after the other; there are few, and mostly none."""
+def _put(values: tf.Tensor, places: Sequence[tf.Tensor] | tf.Tensor, given: tf.Tensor) -> tf.Tensor:
+    return tf.tensor_scatter_nd_update(values, tf.stack(places)[:, None], given)
+
+
+def _each(items: tf.Tensor, do: Callable[..., tuple[Any, Told]], what: Any, told: Told) -> tuple[Any, Told]:
+    """Takes `do` from one item to the next; there are few, and mostly none."""
     count = tf.shape(items)[0]
-    tf.while_loop(lambda place: place < count, lambda place: (_then(place, do, items[place]),), (0,))
 
+    def one(place: tf.Tensor, what: Any, told: Told) -> tuple[tf.Tensor, Any, Told]:
+        return place + 1, *do(items[place], what, told)
 
-def _then(place: tf.Tensor, do: Callable[[tf.Tensor], tf.Tensor], item: tf.Tensor) -> tf.Tensor:
-    do(item)
-    return place + 1
+    _, what, told = tf.while_loop(lambda place, *_: place < count, one, (tf.constant(0), what, told))
+    return what, told

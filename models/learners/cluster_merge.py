@@ -45,13 +45,12 @@ def clusters_of(path: str) -> Found:
     Raises:
         ModelError: it is no such model.
     """
-    import tensorflow as tf
+    from models.learners.cluster_tables import read_saved
 
-    reader = tf.train.load_checkpoint(variables_prefix(path))
-    keys = {name: f"state/{name}/.ATTRIBUTES/VARIABLE_VALUE" for name in ("id", "weight", "mean", "variance", "shift", "scale")}
-    if missing := [name for name, key in keys.items() if not reader.has_tensor(key)]:
-        raise ModelError(f"{path} is no model of clusters: expected variables named {', '.join(missing)} in its state")
-    value = {name: reader.get_tensor(key) for name, key in keys.items()}
+    try:
+        value = read_saved(variables_prefix(path))
+    except ValueError as error:
+        raise ModelError(f"{path} is no model of clusters: {error}") from error
     alive = value["id"] >= 0
     scale = value["scale"]
     mean = value["mean"][alive] * scale + value["shift"]

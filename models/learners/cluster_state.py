@@ -3,14 +3,13 @@
 A cluster is a normal distribution with a variance for each column, held as decayed sufficient statistics: weight, mean and
 variance, which two clusters or two partitions of a stream can merge exactly (Zhang et al., "BIRCH", 1996; Chan, Golub and
 LeVeque, 1983). It has a velocity, so that it is looked for where it will be, and an id that it keeps for life. Clusters live in
-a fixed number of slots; a slot whose id is -1 is free. Everything is a `tf.Variable`, and in double precision; what a block of
-rows moves on is taken out as `Moving`, by `moving`, and put back by `put_back`.
+a fixed number of slots; a slot whose id is -1 is free. How it is kept: `models.learners.cluster_tables`.
 """
 
 from __future__ import annotations
 
 from math import log, sqrt
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -30,28 +29,35 @@ class Assigned(NamedTuple):
     near: tf.Tensor
 
 
-class Moving(NamedTuple):
-    """What a block of rows moves on: tensors of the same names and shapes as the variables of `ClusterState`, in some slots."""
+class State(NamedTuple):
+    """All that is known, by name; float64 where nothing else is said."""
 
-    id: tf.Tensor
-    weight: tf.Tensor
-    mean: tf.Tensor
-    variance: tf.Tensor
-    velocity: tf.Tensor
-    speed: tf.Tensor
-    age: tf.Tensor
-    missed: tf.Tensor
-    close: tf.Tensor
-    axis: tf.Tensor
-    sides: tf.Tensor
-    shape: tf.Tensor
-    anchor: tf.Tensor
-    far: tf.Tensor
-    far_count: tf.Tensor
-    far_fresh: tf.Tensor
-    column_weight: tf.Tensor
-    column_mean: tf.Tensor
-    column_variance: tf.Tensor
+    id: tf.Tensor  # (slots,) int64, FREE where there is no cluster
+    weight: tf.Tensor  # (slots,) rows, decayed
+    speed: tf.Tensor  # (slots,) in standard deviations a block, smoothed
+    age: tf.Tensor  # (slots,) in blocks
+    missed: tf.Tensor  # (slots,) rows that were expected since any came
+    mean: tf.Tensor  # (slots, width)
+    variance: tf.Tensor  # (slots, width)
+    velocity: tf.Tensor  # (slots, width) per block of rows
+    # For splits: a direction, the rows on either side of the mean along it (count, sum, sum of squares), the shape that a
+    # cluster had before it grew longer, and where its mean was a while ago.
+    axis: tf.Tensor  # (slots, width)
+    shape: tf.Tensor  # (slots, width)
+    anchor: tf.Tensor  # (slots, width)
+    sides: tf.Tensor  # (slots, 2, 3)
+    close: tf.Tensor  # (slots, slots) for how many blocks two clusters could have been one
+    column_weight: tf.Tensor  # () rows, decayed
+    far_count: tf.Tensor  # () int64
+    far_fresh: tf.Tensor  # () int64, rows since births were looked for
+    next_id: tf.Tensor  # () int64
+    ahead: tf.Tensor  # () blocks from the last one to the middle of the next window
+    # The frame: (x - shift) / scale; and the columns' decayed moments in it.
+    shift: tf.Tensor  # (width,)
+    scale: tf.Tensor  # (width,)
+    column_mean: tf.Tensor  # (width,)
+    column_variance: tf.Tensor  # (width,)
+    far: tf.Tensor  # (far_rows, width) rows that no cluster explains: the latest, in order of arrival, `far_count` of them
 
     @property
     def alive(self) -> tf.Tensor:
@@ -63,9 +69,54 @@ class Moving(NamedTuple):
         """(width,) the columns' variances, never 0."""
         return self.column_variance + TINY
 
+    @property
+    def slots(self) -> int:
+        return int(self.id.shape[0])
 
-OF_ALL = ("far", "far_count", "far_fresh", "column_weight", "column_mean", "column_variance")
-OF_SLOTS = tuple(name for name in Moving._fields if name not in OF_ALL)
+    @property
+    def width(self) -> int:
+        return int(self.shift.shape[0])
+
+    def forget_sides(self, chosen: tf.Tensor) -> State:
+        """Begins anew to look for splits and merges of the chosen slots (slots,) bool."""
+        kept = tf.cast(~chosen, tf.float64)
+        return self._replace(
+            axis=self.axis * kept[:, None],
+            sides=self.sides * kept[:, None, None],
+            close=self.close * kept[:, None] * kept,
+        )
+
+    def clear(self, chosen: tf.Tensor) -> State:
+        """Frees the chosen slots (slots,) bool."""
+        kept = tf.cast(~chosen, tf.float64)
+        return self._replace(
+            id=tf.where(chosen, tf.constant(FREE, tf.int64), self.id),
+            weight=self.weight * kept,
+            missed=self.missed * kept,
+            speed=self.speed * kept,
+            velocity=self.velocity * kept[:, None],
+        ).forget_sides(chosen)
+
+
+class Told(NamedTuple):
+    """The events of a call of `learn`: the first `count` of `rows` (MAX_EVENTS, 3): kind, id, other id; both int64."""
+
+    rows: tf.Tensor
+    count: tf.Tensor
+
+    def note(self, kind: int | tf.Tensor, cluster: tf.Tensor, other: tf.Tensor) -> Told:
+        """Adds events: scalars, or vectors of one length."""
+        cluster, other = tf.reshape(cluster, [-1]), tf.reshape(other, [-1])
+        kinds = tf.fill(tf.shape(cluster), tf.cast(kind, tf.int64))
+        count = tf.minimum(self.count + tf.size(cluster, tf.int64), MAX_EVENTS)
+        places = tf.range(self.count, count)
+        rows = tf.stack([kinds, cluster, other], axis=1)[: tf.size(places)]
+        return Told(tf.tensor_scatter_nd_update(self.rows, places[:, None], rows), count)
+
+
+def nothing_told() -> Told:
+    """No event yet."""
+    return Told(tf.zeros([MAX_EVENTS, 3], tf.int64), tf.constant(0, tf.int64))
 
 
 def gate(width: int, deviations: float) -> float:
@@ -79,104 +130,7 @@ def gate(width: int, deviations: float) -> float:
     return width * (1.0 - spread + deviations * sqrt(spread)) ** 3
 
 
-class ClusterState(tf.Module):
-    """The variables. Shapes: `slots` clusters, `width` columns; rows are in a frame that the first window fixed."""
-
-    def __init__(self, slots: int, width: int, far_rows: int) -> None:
-        super().__init__(name="clusters")
-        self.slots, self.width = slots, width
-
-        def zeros(name: str, *shape: int, dtype: tf.DType = tf.float64) -> tf.Variable:
-            return tf.Variable(tf.zeros(shape, dtype), name=name)
-
-        self.id = tf.Variable(tf.fill([slots], tf.constant(FREE, tf.int64)), name="id")
-        self.weight = zeros("weight", slots)  # rows, decayed
-        self.mean = zeros("mean", slots, width)
-        self.variance = tf.Variable(tf.ones([slots, width], tf.float64), name="variance")
-        self.velocity = zeros("velocity", slots, width)  # per block of rows
-        self.speed = zeros("speed", slots)  # in standard deviations a block, smoothed
-        self.age = zeros("age", slots)  # in blocks
-        self.missed = zeros("missed", slots)  # rows that were expected since any came
-        self.close = zeros("close", slots, slots)  # for how many blocks two clusters could have been one
-        # For splits: a direction, the rows on either side of the mean along it (count, sum, sum of squares), the shape that a
-        # cluster had before it grew longer, and where its mean was a while ago.
-        self.axis = zeros("axis", slots, width)
-        self.sides = zeros("sides", slots, 2, 3)
-        self.shape = tf.Variable(tf.ones([slots, width], tf.float64), name="shape")
-        self.anchor = zeros("anchor", slots, width)
-        # Rows that no cluster explains: the latest, in order of arrival, `far_count` of them.
-        self.far = zeros("far", far_rows, width)
-        self.far_count = zeros("far_count", dtype=tf.int64)
-        self.far_fresh = zeros("far_fresh", dtype=tf.int64)  # since births were looked for
-        # The frame: (x - shift) / scale; and the columns' decayed moments in it.
-        self.shift = zeros("shift", width)
-        self.scale = tf.Variable(tf.ones([width], tf.float64), name="scale")
-        self.column_weight = zeros("column_weight")
-        self.column_mean = zeros("column_mean", width)
-        self.column_variance = tf.Variable(tf.ones([width], tf.float64), name="column_variance")
-        self.next_id = zeros("next_id", dtype=tf.int64)
-        self.ahead = tf.Variable(
-            tf.ones([], tf.float64), name="ahead"
-        )  # blocks from the last one to the middle of the next window
-        self.events = zeros("events", MAX_EVENTS, 3, dtype=tf.int64)  # kind, id, other id
-        self.event_count = zeros("event_count", dtype=tf.int64)
-
-    @property
-    def alive(self) -> tf.Tensor:
-        """(slots,) bool."""
-        return self.id >= 0
-
-    @property
-    def column_floor(self) -> tf.Tensor:
-        """(width,) the columns' variances, never 0."""
-        return self.column_variance + TINY
-
-    def moving(self, slots: int) -> Moving:
-        """The values of the first `slots` slots, of the rows kept and of the columns."""
-        cut = {name: getattr(self, name)[:slots] for name in OF_SLOTS if name != "close"}
-        return Moving(close=self.close[:slots, :slots], **cut, **{name: getattr(self, name).read_value() for name in OF_ALL})
-
-    def put_back(self, moved: Moving, slots: int) -> None:
-        """Writes what `moving` gave, moved on, into the variables."""
-        for name in OF_ALL:
-            getattr(self, name).assign(getattr(moved, name))
-        for name in OF_SLOTS:
-            variable, value = getattr(self, name), getattr(moved, name)
-            if slots == self.slots:
-                variable.assign(value)
-            elif name == "close":
-                self.close[:slots, :slots].assign(value)
-            elif name != "id":  # no block changes it
-                variable[:slots].assign(value)
-
-    def note(self, kind: int | tf.Tensor, cluster: tf.Tensor, other: tf.Tensor) -> None:
-        """Adds an event to those of this call."""
-        row = tf.stack([tf.cast(kind, tf.int64), cluster, other])
-        place = tf.minimum(self.event_count, MAX_EVENTS - 1)
-        self.events.scatter_nd_update(place[None, None], row[None])
-        self.event_count.assign(tf.minimum(self.event_count + 1, MAX_EVENTS))
-
-    def forget_sides(self, chosen: tf.Tensor) -> None:
-        """Begins anew to look for splits and merges of the chosen slots (slots,) bool."""
-        kept = tf.cast(tf.logical_not(chosen), tf.float64)
-        self.axis.assign(self.axis * kept[:, None])
-        self.sides.assign(self.sides * kept[:, None, None])
-        self.close.assign(self.close * kept[:, None] * kept)
-
-    def clear(self, chosen: tf.Tensor) -> None:
-        """Frees the chosen slots (slots,) bool."""
-        kept = tf.cast(tf.logical_not(chosen), tf.float64)
-        self.id.assign(tf.where(chosen, tf.constant(FREE, tf.int64), self.id))
-        for values in (self.weight, self.missed, self.speed):
-            values.assign(values * kept)
-        self.velocity.assign(self.velocity * kept[:, None])
-        self.forget_sides(chosen)
-
-
-Slots: TypeAlias = ClusterState | Moving
-
-
-def assign(state: Slots, wide: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, limit: float) -> Assigned:
+def assign(state: State, wide: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, limit: float) -> Assigned:
     """Shares rows out among the clusters (the E step of EM; Dempster, Laird and Rubin, 1977).
 
     Args:

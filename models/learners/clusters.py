@@ -19,14 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 from models.learners.cluster_births import births, may_be_born
 from models.learners.cluster_blocks import Blocks, Swept, drawn_in
 from models.learners.cluster_changes import deaths, merges, splits
-from models.learners.cluster_state import FREE, KINDS, ClusterState, gate, scores, squared_distances, widen
+from models.learners.cluster_state import FREE, KINDS, Told, gate, nothing_told, scores, squared_distances, widen
+from models.learners.cluster_tables import FIGURES, OF_SLOTS, ClusterState, Tables, pack, unpack
 from models.naming import input_names
 
 NONE = FREE
@@ -34,7 +35,7 @@ FAR_ROWS = 384  # unexplained rows that are kept
 SWEPT_BLOCKS = 4  # that are one call of the compiled program
 FEW_SLOTS = 8  # that are looked at while clusters are in no others
 
-Sweep: TypeAlias = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Swept]  # of rows, starts of blocks, how many blocks
+Sweep: TypeAlias = Callable[[Tables, tf.Tensor, tf.Tensor, tf.Tensor], tuple[Tables, Swept]]  # see `Clusters._sweep`
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,7 @@ class Clusters(tf.Module):
         def predict(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             return self.predict(tf.stack([given[name] for name in names], axis=1))
 
-        sweeps = [self._sweep(slots) for slots in self._slots]
-        if self._config.compiled:
-            sweeps = [tf.function(sweep, autograph=False, jit_compile=True) for sweep in sweeps]
+        sweeps = self._sweeps()
 
         @tf.function(autograph=False)
         def learn(**given: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -112,24 +111,21 @@ class Clusters(tf.Module):
             `cluster` (rows,) int64, an id or -1; `distance` (rows,) float32, from the centre of that cluster, or of the nearest
             one if it is none's, in standard deviations (root mean square over the columns); -1 while there is no cluster.
         """
-        state = self.state
-        order = tf.argsort(tf.cast(~state.alive, tf.int32), stable=True)[
-            : tf.maximum(tf.reduce_sum(tf.cast(state.alive, tf.int32)), 1)
-        ]
-        id, weight, mean, velocity, variance = (
-            tf.gather(values, order) for values in (state.id, state.weight, state.mean, state.velocity, state.variance)
-        )
-        wide = widen(drawn_in((x - state.shift) / state.scale, state))
-        way = state.ahead * velocity
-        mean, variance = mean + way, variance + way * way / 3.0  # evenly anywhere on the way, from here to twice as far
+        tables = self.state.read()
+        used = tf.maximum(_used(tables), 1)
+        state = unpack(tables, used)
+        wide = widen(drawn_in(x, state))
+        way = state.ahead * state.velocity
+        mean, variance = state.mean + way, state.variance + way * way / 3.0  # evenly anywhere on the way, to twice as far
         squared = squared_distances(wide, mean, variance)
-        score, reach = scores(weight, id >= 0, squared, variance, self._limit)
+        squared = tf.where(state.alive, squared, tf.constant(float("inf"), tf.float64))
+        score, reach = scores(state.weight, state.alive, squared, variance, self._limit)
         near = tf.reduce_any(reach, axis=1)
         slot = tf.where(near, tf.argmax(score, axis=1), tf.argmin(squared, axis=1))
-        distance = tf.sqrt(tf.gather(squared, slot, axis=1, batch_dims=1) / state.width)
-        some = id[0] >= 0
+        distance = tf.sqrt(tf.gather(squared, slot, axis=1, batch_dims=1) / len(self._config.features))
+        some = tf.reduce_any(state.alive)
         return {
-            "cluster": tf.where(near, tf.gather(id, slot), tf.constant(NONE, tf.int64)),
+            "cluster": tf.where(near, tf.gather(state.id, slot), tf.constant(NONE, tf.int64)),
             "distance": tf.cast(tf.where(some, distance, -tf.ones_like(distance)), tf.float32),
         }
 
@@ -138,47 +134,43 @@ class Clusters(tf.Module):
 
         Args:
             x: (rows, features) float64, at least one row.
-            sweeps: what moves the clusters on, for each of `_slots`, if it was compiled.
+            sweeps: what `_sweeps` gives, if it was traced before.
 
         Returns:
             `clusters` () int64, how many there are now; `unexplained` () float64, the share of the rows that were none's; and
             the events, all (events,): `event_kind` (born, died, split, merged), `event_cluster`, and `event_other`: of a split
             the new id, of a merge the one that is no more, else the same id.
         """
-        state, config = self.state, self._config
         rows = tf.shape(x)[0]
-        blocks = (rows + config.block_rows - 1) // config.block_rows
-        state.event_count.assign(0)
-        state.ahead.assign(0.5 * tf.cast(blocks + 1, tf.float64))
-        tf.cond(state.column_weight > 0.0, lambda: tf.constant(0), lambda: self._begin(x))
-        framed = tf.pad((x - state.shift) / state.scale, [[0, SWEPT_BLOCKS * config.block_rows], [0, 0]])
-        swept = sweeps or [self._sweep(slots) for slots in self._slots]
+        blocks = self._blocks.number(rows)
+        before = self.state.read()
+        before = tf.cond(before.shared[FIGURES.index("column_weight")] > 0.0, lambda: before, lambda: self._begin(x, before))
+        padded = tf.pad(x, [[0, self._swept_rows], [0, 0]])
+        sweeps = sweeps or self._sweeps()
         # Not inlined: TensorFlow would look at each of its thousand operations to leave them out.
         change = tf.function(self._change, autograph=False, experimental_attributes={"_noinline": True})
 
-        def some_blocks(block: tf.Tensor, far: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            ends = tf.cast(block + tf.range(SWEPT_BLOCKS + 1), tf.int64)
-            starts = tf.cast(tf.cast(rows, tf.int64) * ends // tf.cast(blocks, tf.int64), tf.int32)
-            piece = framed[starts[0] : starts[0] + SWEPT_BLOCKS * config.block_rows]
-            piece.set_shape([SWEPT_BLOCKS * config.block_rows, state.width])
-            given = piece, starts - starts[0], tf.minimum(blocks - block, SWEPT_BLOCKS)
-            used = tf.reduce_max(tf.where(state.alive, tf.range(state.slots) + 1, 0))
-            done, unexplained, changes = tf.switch_case(
-                tf.searchsorted(self._slots, used[None])[0], [lambda sweep=sweep: sweep(*given) for sweep in swept]
+        def some_blocks(tables: Tables, block: tf.Tensor, far: tf.Tensor, told: Told) -> tuple[Any, ...]:
+            start = self._blocks.starts(rows, block)[0]
+            piece = tf.ensure_shape(padded[start : start + self._swept_rows], [self._swept_rows, x.shape[1]])
+            tables, swept = tf.switch_case(
+                tf.searchsorted(self._slots, _used(tables)[None])[0],
+                [lambda sweep=sweep: sweep(tables, piece, rows, block) for sweep in sweeps],
             )
-            with tf.control_dependencies([done]):
-                changed = tf.cond(changes, change, lambda: tf.constant(0))
-            with tf.control_dependencies([changed]):
-                return block + done, far + unexplained
+            tables, told = tf.cond(swept.changes, lambda: change(tables, told), lambda: (tables, told))
+            return tables, block + swept.blocks, far + swept.far, told
 
-        _, far = tf.while_loop(lambda block, far: block < blocks, some_blocks, (0, tf.constant(0, tf.int64)))
-        told = state.events[: state.event_count]
+        tables, _, far, told = tf.while_loop(
+            lambda _, block, *__: block < blocks, some_blocks, (before, 0, tf.constant(0, tf.int64), nothing_told())
+        )
+        self.state.assign(tables)
+        events = told.rows[: told.count]
         return {
-            "clusters": tf.reduce_sum(tf.cast(state.alive, tf.int64)),
+            "clusters": tf.reduce_sum(tf.cast(_alive(tables), tf.int64)),
             "unexplained": tf.cast(far, tf.float64) / tf.cast(rows, tf.float64),
-            "event_kind": tf.gather(tf.constant(KINDS), told[:, 0]),
-            "event_cluster": told[:, 1],
-            "event_other": told[:, 2],
+            "event_kind": tf.gather(tf.constant(KINDS), events[:, 0]),
+            "event_cluster": events[:, 1],
+            "event_other": events[:, 2],
         }
 
     @property
@@ -186,35 +178,51 @@ class Clusters(tf.Module):
         """So many slots the blocks look at: as few as will do."""
         return sorted({min(FEW_SLOTS, self._config.max_clusters), self._config.max_clusters})
 
+    @property
+    def _swept_rows(self) -> int:
+        return SWEPT_BLOCKS * self._config.block_rows
+
+    def _sweeps(self) -> list[Sweep]:
+        """One for each of `_slots`."""
+        compiled = True if self._config.compiled else None
+        return [tf.function(self._sweep(slots), autograph=False, jit_compile=compiled) for slots in self._slots]
+
     def _sweep(self, slots: int) -> Sweep:
         """Moves the clusters on, which are in the first `slots`."""
 
-        def sweep(x: tf.Tensor, starts: tf.Tensor, stop: tf.Tensor) -> Swept:
-            moved, swept = self._blocks.sweep(self.state.moving(slots), x, starts, stop)
-            self.state.put_back(moved, slots)
-            return swept
+        def sweep(tables: Tables, x: tf.Tensor, rows: tf.Tensor, block: tf.Tensor) -> tuple[Tables, Swept]:
+            ahead = 0.5 * tf.cast(self._blocks.number(rows) + 1, tf.float64)
+            moved, swept = self._blocks.sweep(unpack(tables, slots)._replace(ahead=ahead), x, rows, block)
+            return pack(moved, tables), swept
 
         return sweep
 
-    def _change(self) -> tf.Tensor:
+    def _change(self, tables: Tables, told: Told) -> tuple[Tables, Told]:
         """Deaths, births, merges and splits."""
-        state = self.state
-        deaths(state)
-        tf.cond(may_be_born(state), lambda: births(state, self._limit), lambda: tf.constant(0))
-        merges(state)
-        splits(state)
-        return tf.constant(0)
+        state, told = deaths(unpack(tables), told)
+        state, told = tf.cond(may_be_born(state), lambda: births(state, told, self._limit), lambda: (state, told))
+        state, told = merges(state, told)
+        state, told = splits(state, told)
+        return pack(state, tables), told
 
-    def _begin(self, x: tf.Tensor) -> tf.Tensor:
+    def _begin(self, x: tf.Tensor, tables: Tables) -> Tables:
         """Fixes the frame by the first rows: their medians, and how far nine in ten are from them."""
         known = tf.where(tf.math.is_finite(x), x, tf.zeros_like(x))
         ordered = tf.sort(known, axis=0)
         last = tf.shape(x)[0] - 1
         middle = ordered[last // 2]
         away = tf.sort(tf.abs(known - middle), axis=0)[last * 9 // 10]
-        self.state.shift.assign(middle)
-        self.state.scale.assign(tf.where(away > 0.0, away, tf.maximum(tf.abs(middle), 1.0)))
-        return tf.constant(0)
+        scale = tf.where(away > 0.0, away, tf.maximum(tf.abs(middle), 1.0))
+        return pack(unpack(tables)._replace(shift=middle, scale=scale), tables)
+
+
+def _alive(tables: Tables) -> tf.Tensor:
+    return tables.clusters[:, OF_SLOTS.index("id")] >= 0.0
+
+
+def _used(tables: Tables) -> tf.Tensor:
+    """() int32, so many slots clusters are in: the first ones, some of which may be free."""
+    return tf.reduce_max(tf.where(_alive(tables), tf.range(tables.clusters.shape[0]) + 1, 0))
 
 
 LEARNER = (Clusters, ClustersConfig)
