@@ -53,10 +53,14 @@ def run(contender: str, config: StreamConfig) -> dict[str, Any]:
 @click.option("--only", multiple=True, help="Only these contenders.")
 @click.option("--stream", "streams", multiple=True, help='Only these streams, as "4 columns, seed 1".')
 @click.option("--others", is_flag=True, help="Midstream alone on the other streams, too: noise, crossings, many clusters ...")
-def main(short: bool, only: tuple[str, ...], streams: tuple[str, ...], others: bool) -> None:
+@click.option("--add", is_flag=True, help="Keep what bench/clusters.json has of other streams and contenders: pieces add up.")
+def main(short: bool, only: tuple[str, ...], streams: tuple[str, ...], others: bool, add: bool) -> None:
     """Measure, print a table, write bench/clusters.json and one line of JSON."""
     console = Console(width=None if Console().is_terminal else 128)
     results: dict[str, dict[str, dict[str, Any]]] = {}
+    if add and REPORT.exists():
+        results = json.loads(REPORT.read_text())["streams"]
+    elsewhere = results.pop("others", {})
     for name, config in main_streams(short).items():
         if streams and name not in streams:
             continue
@@ -81,8 +85,8 @@ def main(short: bool, only: tuple[str, ...], streams: tuple[str, ...], others: b
             contender, cells[0], f"{worst:.3f}", *cells[1:], f"{found['records_s']:,.0f}", f"{found['records_cpu_s']:,.0f}", aim
         )
     console.print(table)
+    results["others"] = elsewhere
     if others:
-        results["others"] = {}
         for name, config in OTHERS.items():
             if streams and name not in streams:
                 continue

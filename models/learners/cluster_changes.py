@@ -34,7 +34,7 @@ SETTLED_BLOCKS = 8.0  # of a younger cluster the velocity is not known
 CROSSING_SPEED = 0.3  # deviations a block, between two that cross
 TWO_HEAPS = 3.7  # deviations apart: halves of a normal distribution are 2.65, of a uniform one 3.46
 SIDE_ROWS = 15.0  # on the smaller side at least
-SIDES_KEPT = 0.5  # of the counts on either side, a block; rows from before the heaps were so far apart fill the gap between them
+SIDES_KEPT = 0.5  # of the counts on either side, a block; older rows, from before the heaps were so far apart, fill the gap
 AXIS_KEPT = 0.5
 LEAST_VARIANCE = 0.3  # of a part, as a share of what the cluster had
 
