@@ -39,6 +39,7 @@ from models.digest import (
     variables_digest,
     version_digest,
 )
+from models.layout import check_layout
 from models.manifest import Manifest, RegistryError, Training
 from models.roots import check_inside, check_root
 from models.signature import Signature
@@ -52,7 +53,7 @@ STALE_S = 24 * 3600  # a folder being written for longer than a day belongs to a
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _INCOMING = ".incoming-"
-OBJECT_GRAPH, SAVE_COUNTER = BOOKKEEPING  # the first says which of a checkpoint's keys belongs to which object
+OBJECT_GRAPH, _ = BOOKKEEPING  # says which of a checkpoint's keys belongs to which object
 
 
 class UnknownVersion(RegistryError):
@@ -220,7 +221,7 @@ class Registry:
             write_variables(str(variables))
             if (graph := origin.digests.graph) not in self._layouts:
                 self._layouts[graph] = checkpoint_layout(theirs)
-            _check_layout(self._layouts[graph], checkpoint_layout(incoming) if values is None else values_layout(values))
+            check_layout(self._layouts[graph], checkpoint_layout(incoming) if values is None else values_layout(values))
             for file in variables.iterdir():
                 storage.sync_file(str(file))
             found = variables_digest(incoming) if values is None else values_digest(values)
@@ -386,18 +387,3 @@ def _read_number(file: str) -> int:
 
 def _differing(expected: Mapping[str, str], came: Mapping[str, str]) -> list[str]:
     return sorted(name for name in expected.keys() | came.keys() if expected.get(name) != came.get(name))
-
-
-def _check_layout(expected: Mapping[str, tuple], came: Mapping[str, tuple]) -> None:
-    """Raises RegistryError where a checkpoint does not fit the parent's graph."""
-    if missing := expected.keys() - came.keys() - {SAVE_COUNTER}:
-        raise RegistryError(
-            f"the variables written lack {', '.join(sorted(missing)[:4])}; copy the parent's where nothing changed"
-        )
-    if surplus := came.keys() - expected.keys() - {SAVE_COUNTER}:
-        raise RegistryError(
-            f"the variables written hold {', '.join(sorted(surplus)[:4])}, which the parent's graph does not know"
-        )
-    for key, layout in expected.items():
-        if came.get(key, layout) != layout:
-            raise RegistryError(f"variable {key!r} was written as {came[key]}; the parent's graph expects {layout}")
