@@ -13,6 +13,7 @@ from pipelines.report_charts import accuracy_chart, drift_chart, lead_chart, sco
 from pipelines.report_data import BASELINE_SHARE, Measured, measure
 from pipelines.report_learnt import learnt_charts
 from pipelines.report_quality import quality_charts
+from pipelines.report_rows import counts_rows, figure_in_rows, in_rows
 from pipelines.summary import Summary
 
 MAX_VERSION_ROWS = 1_000
@@ -85,6 +86,11 @@ def write_report(
     if measured is not None:
         found = quality_charts(output, measured.windows, activations)
         charts[1:1] = [Chart(chart.name, chart.title, chart.text, chart.figure) for chart in found]
+    version_rows, decisions = _version_rows(versions, activations, measured), _decisions(activations)
+    if measured is not None and counts_rows(output):
+        charts = [replace(chart, figure=figure_in_rows(chart.figure)) for chart in charts]
+        version_rows = [row | {key: in_rows(row[key]) for key in ("live_from", "window")} for row in version_rows]
+        decisions = [row | {"time": in_rows(row["time"])} for row in decisions]
     write_page(
         "report.html.j2",
         Path(path),
@@ -95,8 +101,8 @@ def write_report(
         outputs=[output],
         summary=summary,
         more_right=_more_right(summary),
-        versions=_version_rows(versions, activations, measured),
-        decisions=_decisions(activations),
+        versions=version_rows,
+        decisions=decisions,
         versions_left_out=max(len(versions) - MAX_VERSION_ROWS, 0),
     )
 
