@@ -8,25 +8,20 @@ absent": there the same calls are right with one writer at a time, and say so.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from models import syncing
+
 TEMPORARY_PREFIX = ".tmp-"
 
 
-class _Syncing(threading.local):
-    later = False  # whether what this thread writes is put on the disk by somebody, later
-
-
-_syncing = _Syncing()
 _HINTS = {
     errno.ENOSPC: "The disk is full: free some space and try again.",
     errno.EDQUOT: "The disk quota is used up: free some space and try again.",
@@ -152,15 +147,15 @@ def _write_synced(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
-        _to_disk(file.fileno())
+        syncing.to_disk(file.fileno())
 
 
 def sync_file(path: str) -> None:
     """Puts a local file's content on the disk."""
-    if _syncing.later:
+    if syncing.is_left_to_another():
         return
     with _explained("write", path), Path(path).open("rb") as file:
-        _to_disk(file.fileno())
+        syncing.to_disk(file.fileno())
 
 
 def make_folder(path: str) -> None:
@@ -177,54 +172,13 @@ def _write_remote(path: str, data: bytes) -> None:
         file.write(data)
 
 
-@contextlib.contextmanager
-def synced_together(folder: str) -> Iterator[None]:
-    """Puts what this thread writes within the block on the disk at its end, all at once, instead of file by file.
-
-    For many small files that nothing refers to before the block has ended. Where the block fails, nothing is promised.
-
-    Args:
-        folder: a folder on the file system that is written to.
-    """
-    if not is_local(folder) or _syncing.later:
-        yield
-        return
-    _syncing.later = True
-    try:
-        yield
-    finally:
-        _syncing.later = False
-    if Path(folder).is_dir():
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), folder)
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def synced_by_another() -> Iterator[None]:
-    """For a thread that writes for one that is within `synced_together`, and that waits for it there."""
-    before, _syncing.later = _syncing.later, True
-    try:
-        yield
-    finally:
-        _syncing.later = before
-
-
-def _to_disk(descriptor: int) -> None:
-    if not _syncing.later:
-        os.fsync(descriptor)
-
-
 def sync_folder(path: str) -> None:
     """Puts a local folder's entries on the disk."""
-    if _syncing.later:
+    if syncing.is_left_to_another():
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        _to_disk(descriptor)
+        syncing.to_disk(descriptor)
     finally:
         os.close(descriptor)
 
@@ -309,7 +263,7 @@ def _copy_file(source: str, target: str) -> None:
         writer = stack.enter_context(Path(target).open("wb"))
         shutil.copyfileobj(reader, writer)
         writer.flush()
-        _to_disk(writer.fileno())
+        syncing.to_disk(writer.fileno())
 
 
 def link_or_copy(source: str, target: str) -> None:

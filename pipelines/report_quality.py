@@ -40,13 +40,14 @@ def quality_charts(output: str, windows: Windows, activations: Sequence[Mapping[
     charts = []
     metrics = _table(output, "metrics", (EVENT_TIME, "segment", "version", "rows", *SHARES, "log_loss", "rmse"))
     if metrics is not None:
-        overall = metrics.filter(pc.and_(pc.is_null(metrics["version"]), pc.equal(metrics["segment"], "")))
+        whole = metrics.filter(pc.is_null(metrics["version"]))
+        overall = whole.filter(pc.is_null(whole["segment"]))
         drifts = _drift_times(output)
         for chart in (_figures(overall), _errors(overall)):
             if chart is not None:
                 _mark(chart.figure, windows, activations, drifts)
                 charts.append(chart)
-        segments = metrics.filter(pc.and_(pc.is_null(metrics["version"]), pc.not_equal(metrics["segment"], "")))
+        segments = whole.filter(pc.is_valid(whole["segment"]))
         if segments.num_rows:
             charts.append(_segments(segments, windows))
     drift = _table(output, "drift", (EVENT_TIME, "column", "role", "statistic", "distance", "p_value", "threshold", "alarm"))
@@ -63,9 +64,6 @@ def _table(output: str, folder: str, names: Sequence[str]) -> pa.Table | None:
     there = [name for name in names if name in parts.types]
     table = pa.Table.from_batches(parts.batches(there)).sort_by(EVENT_TIME)
     table = table.set_column(0, EVENT_TIME, table[EVENT_TIME].cast(pa.int64()))
-    if "segment" in there:
-        place = table.column_names.index("segment")
-        table = table.set_column(place, "segment", pc.fill_null(table["segment"].cast(pa.string()), ""))
     return table.take(np.linspace(0, table.num_rows - 1, MAX_POINTS).astype(np.int64)) if table.num_rows > MAX_POINTS else table
 
 
@@ -157,7 +155,13 @@ def _segments(metrics: pa.Table, windows: Windows) -> LearntChart:
     for place, segment in enumerate(shown):
         own = metrics.filter(pc.equal(metrics["segment"], segment))
         line = {"color": PALETTE[place % len(PALETTE)], "width": 1.6}
-        figure.add_scatter(x=_times(own), y=own[name].to_pylist(), name=escape(segment), line=line, hovertemplate="%{y:.3f}")
+        figure.add_scatter(
+            x=_times(own),
+            y=own[name].to_pylist(),
+            name=escape(segment) or "without a value",
+            line=line,
+            hovertemplate="%{y:.3f}",
+        )
     figure.update_layout(hovermode="x unified", xaxis={"range": _range(windows), "type": "date"}, showlegend=True)
     text = f"The {name} of each segment of the records in each window; at most the {MAX_SEGMENTS} with most records."
     return LearntChart("segments", "Segments", text, figure)

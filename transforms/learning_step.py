@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from models import handed_over, storage
+from models import handed_over, syncing
 from models.gate.gate import check_learnt
 from models.gate.result import GateRefused
 from models.learning import LearningModel, Step
@@ -148,7 +148,7 @@ class LearningStep:
             _learners.put(self.registry, self.model, parent, learner)
 
     def _publish_beside(self, parent: int, learner: LearningModel, made: Step, count: int, window: Window) -> int:
-        with storage.synced_by_another():
+        with syncing.synced_by_another():
             version = self._publish(parent, learner, made, count, window, MAIN, None)
         values = {key: made.values[key] for key in learner.served}
         handed_over.keep(shared_registry(self.registry).manifest(self.model, version).digests.variables, values)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from models import storage
+from models import syncing
 from transforms.batches import SEQUENCE
 from transforms.grouping import Int64s
 from transforms.operators import Operator, State, Tables, own_state, prefixed
@@ -54,7 +54,7 @@ class OverlappedLearning:
         (out,) = self.context.outputs
         pieces = _pieces(inputs, watermark_us, self.piece_records)
         # No version is activated before all of them are on the disk: one wait for all pieces.
-        with storage.synced_together(self.registry), ThreadPoolExecutor(1, "context") as beside:
+        with syncing.synced_together(self.registry), ThreadPoolExecutor(1, "context") as beside:
             piece = next(pieces, None)
             ahead = piece and beside.submit(self.context.advance, known, *piece)
             while piece is not None and ahead is not None:

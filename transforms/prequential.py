@@ -1,9 +1,9 @@
 """How good the predictions were, in windows of evaluated records, for each version and for each segment.
 
 Every record was predicted before its label was known (prequential, or test-then-train). A row of figures comes for each
-window of `every_rows` evaluated records of a segment, in order of (label time, sequence), and for each version that predicted
-some of them; `version` is null in the row of all together. Beside the window's own figures there is a faded one, in which a
-record counts half after `half_life_rows`.
+window of `every_rows` evaluated records, of all and of each segment, in order of (label time, sequence), and for each version
+that predicted some of them; `version` is null in the row of all versions, and `segment` in those of all records. Beside the
+window's own figures there is a faded one, in which a record counts half after `half_life_rows`.
 
 References:
     Gama, Sebastião and Rodrigues, "On evaluating stream learning algorithms", Machine Learning 90, 2013 (fading factors).
@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 from transforms.batches import EVENT_TIME, SEQUENCE, TIME_TYPE
 from transforms.grouping import concat
 from transforms.label_join import LABEL_TIME
-from transforms.operators import State, Tables
+from transforms.operators import State, Tables, own_state, prefixed
 
 Floats = npt.NDArray[np.float64]
 LEAST_PROBABILITY = 1e-7  # so that one record that was surely wrong does not make the log loss infinite
@@ -33,7 +33,7 @@ METRICS = pa.schema(
     [
         pa.field(EVENT_TIME, TIME_TYPE),  # when the window's last label became known
         pa.field(SEQUENCE, pa.int64()),  # of the window's last record
-        pa.field("segment", pa.string()),
+        pa.field("segment", pa.string()),  # null for all records together
         pa.field("version", pa.int64()),  # null for all versions together
         pa.field("rows", pa.int64()),
         *(pa.field(name, pa.float64()) for name in ("accuracy", "kappa", "kappa_temporal", "log_loss", "auc", "rmse")),
@@ -52,7 +52,7 @@ class Prequential:
     Attributes:
         label: the label column.
         every_rows: evaluated records of a window.
-        by: the column whose values are the segments; None for one segment.
+        by: the column whose values are the segments; None for none.
         half_life_rows: of the faded figure.
     """
 
@@ -66,15 +66,26 @@ class Prequential:
         return None
 
     def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
-        tables = [t for t in (state.get("rows"), inputs.get("in")) if t is not None and t.num_rows]
-        if not tables:
+        came = inputs.get("in")
+        if came is None or not came.num_rows:
             return state, {}
-        rows = concat(tables).sort_by([(LABEL_TIME, "ascending"), (SEQUENCE, "ascending")])
-        segments = rows.column(self.by).cast(pa.string()).fill_null("") if self.by else pa.repeat("", rows.num_rows)
+        new_state: dict[str, pa.Table] = {}
+        given: list[dict] = []
+        for name, by in (("all", None), ("by", self.by)) if self.by else (("all", None),):
+            own, found = self._windows(own_state(state, name), came, by)
+            new_state |= prefixed(name, own)
+            given += found
+        return new_state, {"metrics": pa.Table.from_pylist(given, METRICS)}
+
+    def _windows(self, state: State, came: pa.Table, by: str | None) -> tuple[State, list[dict]]:
+        """The windows of the segments by a column, or of all records; the rows that wait for theirs to be full are kept."""
+        rows = concat([*([state["rows"]] if "rows" in state else []), came])
+        rows = rows.sort_by([(LABEL_TIME, "ascending"), (SEQUENCE, "ascending")])
+        segments = rows.column(by).cast(pa.string()).fill_null("") if by else None
         past = {row["segment"]: row for row in state["past"].to_pylist()} if "past" in state else {}
         given, waiting = [], []
-        for segment in sorted(pc.unique(segments).to_pylist()):
-            own = rows.filter(pc.equal(segments, segment))
+        for segment in [None] if segments is None else sorted(pc.unique(segments).to_pylist()):
+            own = rows if segments is None else rows.filter(pc.equal(segments, segment))
             full = own.num_rows // self.every_rows * self.every_rows
             for start in range(0, full, self.every_rows):
                 window = own.slice(start, self.every_rows)
@@ -85,9 +96,9 @@ class Prequential:
         new_state = {"rows": concat(waiting)}
         if past:
             new_state["past"] = pa.Table.from_pylist([{**row, "segment": segment} for segment, row in past.items()])
-        return new_state, {"metrics": pa.Table.from_pylist(given, METRICS)}
+        return new_state, given
 
-    def _window(self, segment: str, window: pa.Table, before: dict) -> tuple[list[dict], dict]:
+    def _window(self, segment: str | None, window: pa.Table, before: dict) -> tuple[list[dict], dict]:
         """The rows of figures of a window, and what the next one of the segment wants to know."""
         truth, said = window.column(self.label), window.column("prediction")
         numbers = pa.types.is_floating(said.type)

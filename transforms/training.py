@@ -15,7 +15,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from models import storage
+from models import syncing
 from models.activation_log import Activation, ActivationInPast, Paused
 from models.gate.result import GateRefused
 from models.opened import shared_log
@@ -77,7 +77,7 @@ class Train:
 
     def advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
         # No version is activated before all of them are on the disk.
-        with storage.synced_together(self.registry):
+        with syncing.synced_together(self.registry):
             return self._advance(state, inputs, watermark_us)
 
     def _advance(self, state: State, inputs: Tables, watermark_us: int) -> tuple[State, Tables]:
@@ -205,7 +205,7 @@ def activate_learnt(
     log = shared_log(registry, model)
     # A version a window, a handful a batch: this loop is not over records.
     entries = []
-    with storage.synced_together(registry):
+    with syncing.synced_together(registry):
         for row in activations:
             reason = f"learnt from {row['rows']} rows"
             version, effective_from_us = row["version"], row["effective_from_us"]

@@ -65,7 +65,8 @@ def test_figures_of_windows_and_segments(tmp_path):
     spec = job("classify", tmp_path, data, metrics_rows="100", metrics_by="city", keep="city")
     run(spec)
     figures = pd.concat([pq.read_table(part).to_pandas() for part in sorted(Path(spec.output, "metrics").glob("*.parquet"))])
-    whole = figures[figures.version.isna()]
+    whole = figures[figures.version.isna() & figures.segment.notna()]
+    assert (figures.version.isna() & figures.segment.isna()).sum() == 5, "and a row for each window of all"
     assert sorted(whole.segment) == ["Bern"] * 2 + ["Rome"] * 2 and (whole.rows == 100).all()
     assert whole.accuracy.iloc[-1] > 0.8 and whole.auc.iloc[-1] > 0.8 and whole.log_loss.notna().all()
 

@@ -25,7 +25,11 @@ def write(output: Path, folder: str, columns: dict[str, object]) -> None:
 
 
 def metrics(rows: int = 6, **more: object) -> dict[str, object]:
-    some = {"event_time": np.arange(rows) * SECOND, "segment": [""] * rows, "version": pa.nulls(rows, pa.int64())}
+    some = {
+        "event_time": np.arange(rows) * SECOND,
+        "segment": pa.nulls(rows, pa.string()),
+        "version": pa.nulls(rows, pa.int64()),
+    }
     figures = {
         name: np.linspace(0.5, 0.9, rows) for name in ("accuracy", "faded", "kappa", "kappa_temporal", "auc", "log_loss")
     }

@@ -73,7 +73,8 @@ def test_kappa_temporal_goes_on_over_windows():
 def test_versions_and_segments_have_figures_of_their_own():
     table = evaluations()
     given = advance(Prequential("y", 80, by="city"), table).to_pylist()
-    assert {row["segment"] for row in given} == {"Bern", "Rome"}
+    assert {row["segment"] for row in given} == {"Bern", "Rome", None}
+    assert [row for row in given if row["segment"] is None] == advance(Prequential("y", 80), table).to_pylist()
     for row in given:
         if row["version"] is not None and row["segment"] == "Bern":
             here = table.filter((pa.compute.field("city") == "Bern") & (pa.compute.field("version") == row["version"]))
