@@ -133,7 +133,7 @@ def _run(name: str, given: Mapping[str, Any], **run: Any) -> None:
     assert outcome.finished and not outcome.problems, outcome.problems
 
 
-@pytest.mark.parametrize(("name", "runner"), [("cluster", "flink"), ("select-features", "spark")])
+@pytest.mark.parametrize(("name", "runner"), [("cluster", "flink"), ("classify", "spark"), ("select-features", "prism")])
 def test_micro_batches_on_an_engine(batch: dict[str, Path], tmp_path: Path, name: str, runner: str) -> None:
     more = {"input": batch[name].parent / f"{name}-*.jsonl", "out_of_orderness": "1000d", "micro_batch_records": 1000}
     _run(name, params(name, tmp_path / name, **more), runner=runner, parallelism=2)
