@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 
 from pipelines.parts import Parts
 from transforms.batches import ROW, SOURCE
+from transforms.decoding.records import BAD_TIME
 
 _SHOWN_CHARACTERS = 200
+_TIME_FORMATS = " (times are read as ISO 8601, 2026-01-31T23:59:00; numbers since 1970 want time_unit=s, ms or us)"
 
 
 def dead_letter_notices(output: Path) -> list[str]:
@@ -30,7 +32,8 @@ def dead_letter_notices(output: Path) -> list[str]:
     for reason, count in counts.most_common():
         example = examples[reason]
         place = example[SOURCE] if example[ROW] is None else f"{example[SOURCE]} row {example[ROW]}"
-        notices.append(f"{count:,} dead letter{'s' * (count > 1)}, {reason}: {place}: {_short(example['detail'])}")
+        help_ = _TIME_FORMATS if reason == BAD_TIME and "expected timestamp" in example["detail"] else ""
+        notices.append(f"{count:,} dead letter{'s' * (count > 1)}, {reason}: {place}: {_short(example['detail'])}{help_}")
     if notices:
         notices.append(f"the dead letters are in {output / 'dead_letters'}")
     return notices

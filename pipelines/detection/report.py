@@ -150,6 +150,7 @@ def _chart(number: int, parts: Parts, names: Sequence[str], row: Mapping[str, An
         xaxis={"anchor": "y2", "type": "date", "range": _iso(times[[0, -1]])},
         hovermode="x unified",
         height=320,
+        margin={"b": 44},  # the days stand below the hours
     )
     left = f" The first {MAX_LINES} of {len(values)} columns are drawn." if len(values) > MAX_LINES else ""
     alarmed = f"{row['alarms'] or 0:,} alarm{'s' * (row['alarms'] != 1)}"

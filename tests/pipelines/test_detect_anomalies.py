@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from models.activation_log import ActivationLog
 from models.registry import Registry
 from pipelines.cli import main
+from pipelines.notices import dead_letter_notices
 from pipelines.resolve import JobError
 from tests.pipelines import detections
 from tests.pipelines.detections import csv_files, run, scores, series, times, values, write
@@ -194,6 +195,7 @@ def test_bad_rows_stay_in_their_file_without_a_score(tmp_path: Path) -> None:
         (180, "unparsable"),
         (190, "not_finite"),
     ]
+    assert [" time_unit=s" in notice for notice in dead_letter_notices(tmp_path / "out") if "bad_time" in notice] == [True]
     # What is passed over leaves no trace: without it the other rows have the same scores.
     kept = [line for row, line in enumerate(lines) if row not in (150, 151, 160, 170, 180, 190)]
     (tmp_path / "kept").mkdir()
