@@ -138,6 +138,9 @@ def test_micro_batches_on_an_engine(batch: dict[str, Path], tmp_path: Path, name
     more = {"input": batch[name].parent / f"{name}-*.jsonl", "out_of_orderness": "1000d", "micro_batch_records": 1000}
     _run(name, params(name, tmp_path / name, **more), runner=runner, parallelism=2)
     assert_same(batch[name], tmp_path / name, name)
+    for kind, names in CASES[name].compared.items():
+        ours, theirs = (jobs.read(output / name, kind).to_pylist() for output in (batch[name].parent, tmp_path))
+        assert len(ours) > 0 and bits(ours, names) == bits(theirs, names), kind
 
 
 @pytest.mark.parametrize("name", ["cluster", "classify"])
