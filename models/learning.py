@@ -7,6 +7,7 @@ which one it is, so a learner from elsewhere works as those in `models.learners`
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Mapping
 from functools import cached_property
@@ -216,6 +217,14 @@ class LearningModel:
             shape_and_slices=self._slices,
             tensors=list((self.snapshot() if values is None else values).values()),
         )
+
+
+def one_thread_an_operation() -> None:
+    """A learner's operations are small: spread over threads they take as long, and keep cores busy that others could use.
+
+    By the environment, where TensorFlow looks when it begins: its own setting would become part of every graph that is saved.
+    """
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 
 def save_learner(module: Any, path: str) -> None:

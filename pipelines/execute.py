@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,10 +16,11 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 
 from models.activation_log import Activation, ActivationLog, LogCorrupt
+from models.learning import one_thread_an_operation
 from models.loaded_graph import LoadedGraph
 from models.patience import Wanted, patiently
 from models.preflight import settle
-from models.registry import Manifest, Registry, UnknownVersion
+from models.registry import Registry, UnknownVersion
 from models.serving import shared_cache
 from models.timeline import MIN_TIME_US
 from pipelines.cold_start import await_first
@@ -94,7 +94,7 @@ class Execution:
             JobError: something is wrong with the job or its surroundings; says what to do.
         """
         if job.learner is not None:
-            _one_thread_an_operation()
+            one_thread_an_operation()
         self.resolved = resolve(job)
         self.job = job
         self._log = ActivationLog(job.model.registry, job.model.name)
@@ -353,7 +353,8 @@ class Execution:
             return Outcome(None, None, finished, counts, self._notices + letters)
         registry = Registry(self.job.model.registry)
         activations = [asdict(entry) for entry in self._log.activations()]
-        versions = [_as_dict(registry.manifest(self.job.model.name, v)) for v in registry.versions(self.job.model.name)]
+        manifests = [registry.manifest(self.job.model.name, v) for v in registry.versions(self.job.model.name)]
+        versions = [asdict(manifest) | {"digest": manifest.digests.version} for manifest in manifests]
         label = self.job.labels.column if self.job.labels else None
         if label is not None and self.resolved.outputs is not None and "prediction" not in self.resolved.outputs.names:
             self._notices.append("there is no accuracy: the model has no output named prediction to compare with the label")
@@ -378,14 +379,6 @@ class Execution:
         return Outcome(summary, report, finished, counts, self._notices + letters)
 
 
-def _one_thread_an_operation() -> None:
-    """A learner's operations are small: spread over threads they take as long, and keep cores busy that others could use.
-
-    By the environment, where TensorFlow looks when it begins: its own setting would become part of every graph that is saved.
-    """
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-
-
 def counters(result: PipelineResult) -> dict[str, int]:
     """Midstream's Beam counters of a run, by name."""
     found: dict[str, int] = {}
@@ -400,10 +393,6 @@ def _system_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _as_dict(manifest: Manifest) -> dict[str, Any]:
-    return asdict(manifest) | {"digest": manifest.digests.version}
 
 
 def _latest_event_time_us(file: Path) -> int:
