@@ -12,14 +12,14 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from scipy.signal import lfilter
 
 from models.learners.experts.inputs import CONTEXT, KnownLabels
+from transforms.decayed import Doubles, decayed_sums
+from transforms.grouping import class_codes
 
 LATELY = 0.05  # weight of the newest label in the error of late
 USUALLY_KEPT = 0.5 ** (1.0 / 1000.0)  # of the usual error from a label to the next
@@ -27,8 +27,6 @@ LEAST_LABELS = 200  # since the last alarm
 DEVIATIONS = 4.5  # of the error of late above the usual one
 LEAST_VARIANCE = 0.0625  # of a label's error; where errors are rare, a few in a row say little
 FIRST_LABELS = 50  # whose error of late is not settled yet
-
-Doubles: TypeAlias = npt.NDArray[np.float64]
 
 
 class Jump(NamedTuple):
@@ -77,11 +75,11 @@ class ErrorAlarm:
         labels = state[0] + np.arange(1, len(errors) + 1)
         usual, late, deviated = np.split(state[1:], 3)
         told = np.concatenate([errors, np.ones((len(errors), 1))], axis=1)
-        usually, lately = _decayed(told, usual, USUALLY_KEPT), _decayed(told, late, 1.0 - LATELY)
+        usually, lately = decayed_sums(told, usual, USUALLY_KEPT), decayed_sums(told, late, 1.0 - LATELY)
         mean = usually[:, :-1] / usually[:, -1:]
         off = lately[:, :-1] / lately[:, -1:] - mean
         settled = (labels > FIRST_LABELS).astype(np.float64)[:, None]
-        squares = _decayed(np.concatenate([off * off, np.ones_like(settled)], axis=1) * settled, deviated, USUALLY_KEPT)
+        squares = decayed_sums(np.concatenate([off * off, np.ones_like(settled)], axis=1) * settled, deviated, USUALLY_KEPT)
         before = np.concatenate([deviated[None], squares[:-1]])
         variance = np.maximum(
             np.maximum(mean * (1.0 - mean), LEAST_VARIANCE) * LATELY / (2.0 - LATELY),
@@ -101,13 +99,6 @@ class ErrorAlarm:
         column: Any = rows.column(CONTEXT).combine_chunks()
         context = column.flatten().to_numpy().reshape(rows.num_rows, known.width)
         answers = context[:, known.labels : known.labels + known.answers].reshape(-1, online.experts, online.outputs)
-        labels = rows.column(self.label)
-        if self.vocabulary:
-            labels = pa.compute.index_in(labels.cast(pa.string()), pa.array(self.vocabulary)).fill_null(-1)
+        labels = class_codes(rows.column(self.label), self.vocabulary)
         said = answers[:, :, 0] > 0.0 if online.outputs == 1 else np.argmax(answers, axis=2)
         return (said != labels.to_numpy()[:, None]).astype(np.float64)
-
-
-def _decayed(values: Doubles, before: Doubles, kept: float) -> Doubles:
-    """Sums over the rows so far, decayed; the same bits however the rows are cut."""
-    return lfilter([1.0], [1.0, -kept], values, axis=0, zi=(kept * before)[None])[0]

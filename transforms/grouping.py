@@ -52,6 +52,18 @@ def group_codes(table: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> Int
     return codes
 
 
+def class_codes(labels: pa.ChunkedArray | pa.Array, classes: Sequence[str]) -> pa.ChunkedArray | pa.Array:
+    """The place of each label among the classes, -1 for one that is none; without classes labels are integers already."""
+    return pc.index_in(labels.cast(pa.string()), pa.array(classes)).fill_null(-1) if classes else labels
+
+
+def places_of(wanted: Int64s, numbers: Int64s) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+    """Where each wanted number is among others, at least one and all different: its place, and whether it is there."""
+    order = np.argsort(numbers, kind="stable")
+    place = order[np.minimum(np.searchsorted(numbers, wanted, sorter=order), len(order) - 1)]
+    return place, numbers[place] == wanted
+
+
 def first_of_group(*sorted_columns: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
     """Marks the rows that differ from the row before in any of these columns of equal length; the first row always does."""
     rows = len(sorted_columns[0])

@@ -14,20 +14,19 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy.signal import lfilter
 
 from models.learners.experts.inputs import CONTEXT, KnownLabels
 from models.learners.experts.online import Rows
 from transforms.batches import MAX_WATERMARK_US, SEQUENCE
+from transforms.decayed import Doubles, decayed_sums
 from transforms.error_alarm import ErrorAlarm
-from transforms.grouping import Int64s, concat, require_columns
+from transforms.grouping import Int64s, class_codes, concat, places_of, require_columns
 from transforms.operators import State, Tables
 from transforms.windowing import times_of
 
 HALF_LIVES_LABELS = (4.0, 20.0)  # of the decayed rates, in labels
 ONLINE = "online_"  # prefix of the tables of the state that are the online experts' arrays
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 
 class _Known(NamedTuple):
@@ -178,10 +177,7 @@ class LabelContext:
         tables = [state["labels"]] if "labels" in state else []
         came = inputs.get("labels")
         if came is not None and came.num_rows:
-            values = came.column(self.label)
-            if self.vocabulary:
-                codes = pa.compute.index_in(values.cast(pa.string()), pa.array(self.vocabulary))
-                values = codes.fill_null(-1)
+            values = class_codes(came.column(self.label), self.vocabulary)
             columns = {"sequence": came.column(SEQUENCE), "known_us": times_of(came), "value": values.cast(pa.float64())}
             tables.append(pa.table(columns))
         return concat(tables) if tables else None
@@ -189,10 +185,7 @@ class LabelContext:
     def _match(self, records: pa.Table, labels: pa.Table, x: Floats) -> tuple[pa.Table, _Known, Int64s]:
         """The labels that go on waiting for their records; the others, as yet without context; and their records' places."""
         numbers = records.column(SEQUENCE).to_numpy()
-        order = np.argsort(numbers, kind="stable")
-        place = np.searchsorted(numbers, labels.column("sequence").to_numpy(), sorter=order)
-        place = order[np.minimum(place, len(order) - 1)]
-        found = numbers[place] == labels.column("sequence").to_numpy()
+        place, found = places_of(labels.column("sequence").to_numpy(), numbers)
         rows = np.zeros((int(found.sum()), 2 * len(self.features) + self._layout.labels), np.float32)
         rows[:, : len(self.features)] = x[place[found]]
         known_us, sequence, value = (labels.column(name).to_numpy()[found] for name in ("known_us", "sequence", "value"))
@@ -213,8 +206,7 @@ class LabelContext:
         for half_life in HALF_LIVES_LABELS:
             kept = 0.5 ** (1.0 / half_life)
             for column in (*labels.T, np.ones(len(values))):
-                # One after the other, with the same rounding however the stream is cut.
-                parts.append(lfilter([1.0], [1.0, -kept], column, zi=[kept * latest[at]])[0][:, None])
+                parts.append(decayed_sums(column, latest[at], kept)[:, None])
                 at += 1
         return np.concatenate([*parts, known.rows[:, : len(self.features)]], axis=1)
 

@@ -81,14 +81,14 @@ def windows_of_rows(
     there = int(np.searchsorted(times, watermark_us, side="right"))
     windows, start = [], 0
     while start < there:
-        size = min(rows_of_window(grown.since, every_rows), there - start)
-        full = size == rows_of_window(grown.since, every_rows)
+        wanted = rows_of_window(grown.since, every_rows)
+        size = min(wanted, there - start)
         rows, jump, heard = pending.slice(start, size), None, grown.heard
         if alarm is not None:
             jump, heard = alarm.first(rows, alarm.begin() if heard is None else heard)
         if jump is not None:
             size = jump.place + 1
-        elif not full:
+        elif size < wanted:
             break
         grown = Grown(grown.came + size, AFTER_ALARM if jump is not None else grown.since + size, heard)
         start += size

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from models import syncing
 from transforms.batches import SEQUENCE
-from transforms.grouping import Int64s
+from transforms.grouping import places_of
 from transforms.operators import Operator, State, Tables, own_state, prefixed
 from transforms.windowing import times_of
 
@@ -87,18 +87,13 @@ def _pieces(inputs: Tables, watermark_us: int, records_each: int) -> Iterator[tu
     starts = np.arange(records_each, records.num_rows, records_each)
     # No record from there on is earlier, nor is a label that comes with it.
     ends = np.minimum(np.minimum.accumulate(times[::-1])[::-1][starts], watermark_us)
-    of_label = None if labels is None else _place_of_record(labels, records) // records_each
+    of_label = None
+    if labels is not None:
+        place, found = places_of(labels.column(SEQUENCE).to_numpy(), records.column(SEQUENCE).to_numpy())
+        of_label = np.where(found, place // records_each, 0)  # one without a record may come at once
     stops = [*starts.tolist(), records.num_rows]
     for number, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True)):
         piece = {RECORDS: records.slice(start, stop - start)}
         if labels is not None:
             piece[LABELS] = labels.filter(pa.array(of_label == number))
         yield piece, int(ends[number]) if number < len(ends) else watermark_us
-
-
-def _place_of_record(labels: pa.Table, records: pa.Table) -> Int64s:
-    """Where each label's record is; 0 for one that has none among these."""
-    numbers, wanted = (table.column(SEQUENCE).to_numpy() for table in (records, labels))
-    order = np.argsort(numbers, kind="stable")
-    place = order[np.minimum(np.searchsorted(numbers, wanted, sorter=order), len(order) - 1)]
-    return np.where(numbers[place] == wanted, place, 0)

@@ -130,8 +130,7 @@ class EnsembleClassifier(tf.Module):
             right = tf.reduce_mean(tf.cast(tf.argmax(said, axis=1) == codes, tf.float32))
         with tf.control_dependencies([loss, right]):
             self.stacking.learn(odds, targets)
-            self._inputs.observe(given)
-            x = self._inputs.columns(given)
+            x = self._inputs.observed(given, x)
             self.standardiser.observe(x)
             rows = self._inputs.encoded(given, x, self.standardiser)
             self.memory.remember(tf.concat([rows.filled, rows.context], axis=1), targets)

@@ -279,6 +279,6 @@ def clear(job: DetectSpec) -> None:
             folder.rmdir()
         elif job.registry is None:
             shutil.rmtree(output / "registry", ignore_errors=True)
-        (output / REPORT).unlink(missing_ok=True)
         number += 1
+    (output / REPORT).unlink(missing_ok=True)
     forget()

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from pipelines.detection.graph import SCORES
 from pipelines.page import Chart, time_text, write_page
 from pipelines.parts import Parts
-from pipelines.report_charts import LIGHT
+from pipelines.report_charts import LIGHT, _iso
 from transforms.batches import EVENT_TIME, SOURCE
-from transforms.detection import ALARM, SCORE
+from transforms.detection import ALARM, P_VALUE, SCORE
 
 MAX_CHARTS = 12
 MAX_SERIES = 500  # in the table
@@ -43,10 +43,18 @@ def write_anomaly_report(
         OSError: the file cannot be written.
     """
     names = tuple(by) or (SOURCE,)
-    found = [(parts, _series(parts, names)) for parts in (Parts(output, SCORES) for output in outputs) if parts.rows]
-    rows = [(parts, row) for parts, table in found for row in table.to_pylist()]
+    streams = [parts for parts in (Parts(output, SCORES) for output in outputs) if parts.rows]
+    rows = [(number, row) for number, parts in enumerate(streams) for row in _series(parts, names).to_pylist()]
     rows.sort(key=lambda entry: (-(entry[1]["alarms"] or 0), -(entry[1]["highest"] or 0.0), entry[1]["name"]))
-    charts = [_chart(number, parts, names, row) for number, (parts, row) in enumerate(rows[:MAX_CHARTS])]
+    shown = rows[:MAX_CHARTS]
+    drawn = [
+        _rows_of(parts, names, [row["name"] for stream, row in shown if stream == number])
+        for number, parts in enumerate(streams)
+    ]
+    charts = [
+        _chart(number, drawn[stream][row["name"]], _values(streams[stream], names), row)
+        for number, (stream, row) in enumerate(shown)
+    ]
     write_page(
         "report_anomalies.html.j2",
         path,
@@ -96,16 +104,27 @@ def _series(parts: Parts, names: Sequence[str]) -> pa.Table:
     )
 
 
-def _chart(number: int, parts: Parts, names: Sequence[str], row: Mapping[str, Any]) -> Chart:
+def _values(parts: Parts, names: Sequence[str]) -> list[str]:
+    """The columns that were scored."""
+    about = {*names, EVENT_TIME, SCORE, P_VALUE}
+    return [name for name, kind in parts.types.items() if pa.types.is_floating(kind) and name not in about]
+
+
+def _rows_of(parts: Parts, names: Sequence[str], chosen: Sequence[str]) -> dict[str, pa.Table]:
+    """The rows of some series, in order of time; all are found in one go through the files."""
+    if not chosen:
+        return {}
+    wanted = [*names, EVENT_TIME, SCORE, ALARM, *_values(parts, names)[:MAX_LINES]]
+    pieces: dict[str, list[pa.Table]] = {name: [] for name in chosen}
+    for batch in parts.batches(wanted):
+        named = _named(batch, names)
+        for name in pc.unique(named.filter(pc.is_in(named, pa.array(chosen)))).to_pylist():
+            pieces[name].append(pa.Table.from_batches([batch]).filter(pc.equal(named, name)))
+    return {name: pa.concat_tables(own).sort_by(EVENT_TIME) for name, own in pieces.items()}
+
+
+def _chart(number: int, table: pa.Table, values: Sequence[str], row: Mapping[str, Any]) -> Chart:
     """The values of a series with its alarms; below, how high the scores went."""
-    about = {*names, EVENT_TIME, SCORE, ALARM}
-    values = [name for name, kind in parts.types.items() if pa.types.is_floating(kind) and name not in (*about, "p_value")]
-    wanted = [*names, EVENT_TIME, SCORE, ALARM, *values[:MAX_LINES]]
-    pieces = [
-        table.filter(pc.equal(_named(table, names), row["name"]))
-        for table in (pa.Table.from_batches([batch]) for batch in parts.batches(wanted))
-    ]
-    table = pa.concat_tables(pieces).sort_by(EVENT_TIME)
     times = table.column(EVENT_TIME).cast(pa.int64()).to_numpy()
     score = table.column(SCORE).to_numpy()
     alarms = np.flatnonzero(pc.fill_null(table.column(ALARM), False).to_numpy())
@@ -172,10 +191,6 @@ def _sentence(counts: Mapping[str, Any], series: int, alarmed: int) -> str:
     if not counts["alarms"]:
         return text + "None raised an alarm."
     return text + f"{counts['alarms']:,} alarm{'s' * (counts['alarms'] != 1)} in {alarmed:,} of them."
-
-
-def _iso(times_us: npt.NDArray[np.int64]) -> list[str]:
-    return np.datetime_as_string(times_us.astype("datetime64[us]"), unit="s").tolist()
 
 
 def _short(values: npt.NDArray[np.float64]) -> list[float | None]:

@@ -130,14 +130,19 @@ class Inputs(tf.Module):
             parts += [known, other * tf.one_hot(tf.strings.to_hash_bucket_fast(given[name], HASH_BUCKETS), HASH_BUCKETS)]
         return tf.concat(parts, axis=1)
 
-    def observe(self, given: Mapping[str, tf.Tensor]) -> None:
-        """Takes new values of text columns into the vocabulary, in the order in which they come, while there is room."""
+    def observed(self, given: Mapping[str, tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+        """Takes new values of text columns into the vocabulary, in the order in which they come, while there is room.
+
+        Returns:
+            What `columns` gives now; without text that is what it gave before, `x`.
+        """
         for name, values in zip(self.text, self.values, strict=True):
             came = tf.unique(given[name]).y
             new = tf.boolean_mask(came, ~tf.reduce_any(_same(came, values), axis=1) & (came != ""))
             used = tf.reduce_sum(tf.cast(values != "", tf.int32))
             new = new[: KNOWN_VALUES - used]
             values.scatter_nd_update(used + tf.range(tf.size(new))[:, None], new)
+        return self.columns(given) if self.text else x
 
     def encoded(
         self,

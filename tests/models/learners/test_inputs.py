@@ -17,12 +17,16 @@ def encoded(inputs: Inputs, *texts: str) -> np.ndarray:
     return inputs.columns({"city": tf.constant(texts)}).numpy()
 
 
+def observe(inputs: Inputs, texts: tf.Tensor) -> None:
+    inputs.observed({"city": texts}, inputs.columns({"city": texts}))
+
+
 def test_each_known_value_has_a_column_of_its_own() -> None:
     inputs = Inputs((), ("city",), "y", tf.int64, None)
     before = encoded(inputs, "Bern", "Rome")
     assert before[:, :KNOWN_VALUES].sum() == 0 and (before[:, KNOWN_VALUES:].sum(axis=1) == 1).all()
-    inputs.observe({"city": tf.constant(["Rome", "Bern", "", "Rome"])})
-    inputs.observe({"city": tf.constant(["Bern", "Oslo"])})
+    observe(inputs, tf.constant(["Rome", "Bern", "", "Rome"]))
+    observe(inputs, tf.constant(["Bern", "Oslo"]))
     given = encoded(inputs, "Rome", "Bern", "Oslo", "", "Lima")
     assert given[:3, :3].tolist() == np.eye(3).tolist() and given[:3].sum() == 3
     assert given[3:, :KNOWN_VALUES].sum() == 0 and (given[3:].sum(axis=1) == 1).all()
@@ -31,8 +35,8 @@ def test_each_known_value_has_a_column_of_its_own() -> None:
 def test_what_comes_when_all_columns_are_taken_is_hashed() -> None:
     inputs = Inputs((), ("city",), "y", tf.int64, None)
     names = [f"city {number}" for number in range(KNOWN_VALUES + 5)]
-    inputs.observe({"city": tf.constant(names[:10])})
-    inputs.observe({"city": tf.constant(names)})
+    observe(inputs, tf.constant(names[:10]))
+    observe(inputs, tf.constant(names))
     given = encoded(inputs, *names)
     assert given.shape == (KNOWN_VALUES + 5, KNOWN_VALUES + HASH_BUCKETS)
     assert given[:KNOWN_VALUES, :KNOWN_VALUES].tolist() == np.eye(KNOWN_VALUES).tolist()
