@@ -19,10 +19,12 @@ import pyarrow.compute as pc
 
 from runners.checkpoint import write_atomically
 from transforms.decoding.records import UnreadableFileError, whole_lines
+from transforms.decoding.separators import has_decimal_commas, separator_of
 from transforms.detection import SCORE
 from transforms.file_source import FileSource, Range
 
 STATE = "csv.json"  # in the checkpoint: which files were written, and how far the CSV files got
+_LOOKED_AT_ROWS = 1000  # for decimal commas
 # A record is a line, or several where a quoted field holds newlines; a quote that is never closed ends with its line.
 _RECORD = re.compile(rb'(?:[^"\n]|"(?:[^"]|"")*+")*+\n|[^\n]*+\n')
 
@@ -104,26 +106,34 @@ class CsvOutput:
             reading.skip(part.start_row)
         packed = part.file.lower().endswith(".gz")
         if part.start_row == 0 and reading.header is not None:
-            handle.write(_packed(reading.header + b"," + SCORE.encode() + b"\n", packed))
+            handle.write(_packed(reading.header + reading.separator + SCORE.encode() + reading.line_end, packed))
         text = pc.fill_null(values.cast(pa.string()), "")
+        if reading.decimal_commas:
+            text = pc.replace_substring(text, ".", ",")
         for first, records in reading.take(part.end_row):
             own = (rows >= first) & (rows < first + len(records))
             fields = np.full(len(records), "", object)
             fields[rows[own] - first] = text.filter(pa.array(own)).to_numpy(zero_copy_only=False)
             lines = pc.binary_join_element_wise(
-                pa.array(records, pa.binary()), pa.array(fields, pa.string()).cast(pa.binary()), b","
+                pa.array(records, pa.binary()), pa.array(fields, pa.string()).cast(pa.binary()), reading.separator
             )
-            handle.write(_packed(b"\n".join([*lines.to_pylist(), b""]), packed))
+            handle.write(_packed(reading.line_end.join([*lines.to_pylist(), b""]), packed))
 
 
 class _Records:
-    """The records of one file as text, in order, each without its line end."""
+    """The records of one file as text, in order, each without its line end; and how the file writes fields, lines, numbers."""
 
     def __init__(self, path: str, name: str) -> None:
         self.name, self.row = name, 0
         self._blocks = self._split(path)
         self._held: list[bytes] = []
+        self.separator, self.line_end, self.decimal_commas = b",", b"\n", False
         self.header: bytes | None = next(self._blocks, [None])[0]
+        if self.header is not None:
+            self.separator = separator_of(self.header)
+            if self.separator != b",":
+                self._held = next(self._blocks, [])
+                self.decimal_commas = has_decimal_commas(self._held[:_LOOKED_AT_ROWS], self.separator)
 
     def skip(self, rows: int) -> None:
         """Goes on to a row."""
@@ -144,8 +154,7 @@ class _Records:
             if given:
                 yield first, given
 
-    @staticmethod
-    def _split(path: str) -> Iterator[list[bytes]]:
+    def _split(self, path: str) -> Iterator[list[bytes]]:
         """First the header by itself, then the records in lists."""
         carry, header = b"", True
         blocks = whole_lines(path)
@@ -164,6 +173,8 @@ class _Records:
                 records = block.split(b"\n")
             lines = [line for line in (record.rstrip(b"\r\n") for record in records) if line]
             if header and lines:
+                if records[0].endswith((b"\r", b"\r\n")):
+                    self.line_end = b"\r\n"
                 yield [lines.pop(0)]
                 header = False
             if lines:

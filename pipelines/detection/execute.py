@@ -86,7 +86,8 @@ class DetectionExecution:
             finished = stream.run() and finished
             if not finished:
                 break
-        notices = [notice for stream in self._streams for notice in stream.notices]
+        notices = [f"not scored: {odd}" for stream in self._streams for odd in stream.odd]
+        notices += [notice for stream in self._streams for notice in stream.notices]
         counts: dict[str, Any] = {}
         for stream in self._streams:
             for name, count in stream.counts().items():
@@ -107,6 +108,7 @@ class _Stream:
 
     def __init__(self, resolved: ResolvedDetection, stop: Stop) -> None:
         self._resolved, self._job, self._stop = resolved, resolved.job, stop
+        self.odd = resolved.odd
         self._folder = stream_folder(Path(resolved.job.output), resolved.number)
         self._run_file = str(self._folder / CHECKPOINT / "run.json")
         job = resolved.job.model_copy(update={"output": str(self._folder)})

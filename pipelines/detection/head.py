@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from transforms.decoding.records import UnreadableFileError, as_text, whole_lines
+from transforms.decoding.separators import as_commas
 from transforms.decoding.values import NULL_WORDS
 
 _ROWS = 1000
@@ -33,7 +34,7 @@ class Head(NamedTuple):
 def read_head(path: str) -> Head:
     """Looks at the first 1,000 rows of a CSV file; a file that cannot be read has no columns and no rows."""
     try:
-        block = next(whole_lines(path), b"")
+        block = next(as_commas(whole_lines(path)), b"")
     except (UnreadableFileError, OSError):
         return Head((), (), 0)
     lines = [line for line in itertools.islice(block.split(b"\n"), 2 * _ROWS) if line.strip(b"\r")]

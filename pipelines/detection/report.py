@@ -142,14 +142,15 @@ def _chart(number: int, table: pa.Table, values: Sequence[str], row: Mapping[str
             hovertemplate="%{y}",
         )
     if len(alarms):
-        marked = table.column(values[0]).to_numpy()[alarms] if values else np.zeros(len(alarms))
+        # An alarm is about the row, not about one of its columns: each line that is drawn has its mark.
+        marked = [table.column(column).to_numpy()[alarms] for column in values[:MAX_LINES]] or [np.zeros(len(alarms))]
         figure.add_scatter(
-            x=_iso(times[alarms]),
-            y=_short(marked),
+            x=_iso(np.tile(times[alarms], len(marked))),
+            y=_short(np.concatenate(marked)),
             name="alarm",
             mode="markers",
             marker={"color": LIGHT["bad"], "size": 9, "symbol": "circle-open", "line": {"width": 2, "color": LIGHT["bad"]}},
-            customdata=_short(score[alarms]),
+            customdata=_short(np.tile(score[alarms], len(marked))),
             hovertemplate="alarm, score %{customdata}",
         )
     highest = _extremes(np.where(np.isnan(score), 0.0, score), stretches)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.detection.head import Head, read_head
 from pipelines.detection.job import DetectSpec
@@ -45,12 +46,14 @@ class ResolvedDetection:
         number: of the stream in its job.
         records: its files.
         detect: the step.
+        odd: what to tell of files that do not fit; the rows of most become dead letters of the first stream.
     """
 
     job: DetectSpec
     number: int
     records: CsvFiles
     detect: Detect
+    odd: tuple[str, ...] = ()
 
 
 def resolve_detection(job: DetectSpec) -> list[ResolvedDetection]:
@@ -75,17 +78,17 @@ def resolve_detection(job: DetectSpec) -> list[ResolvedDetection]:
         files = source.list_files()
         _check_apart(source, job.output)
         check_output(job.output)
-        layouts = _layouts(job, files)
+        layouts, odd, left_out = _layouts(job, files)
         streams = []
         for number, (values, names) in enumerate(layouts.items()):
             columns = [Column(name, "float64", nullable=True) for name in values]
             columns += [Column(name, "string", nullable=True) for name in job.detector.by]
-            others = frozenset(name for other in layouts.values() if other is not names for name in other)
+            others = frozenset(name for other in (*layouts.values(), left_out) if other is not names for name in other)
             only = frozenset(names) if len(layouts) > 1 else None
             records = CsvFiles(path, "csv", Schema(tuple(columns)), time, job.source.batch_rows, 0, only, others)
             settings = job.detector
             step = Detect(values, settings.by, settings.season, settings.weekends, settings.false_alarm_rate, settings.seed)
-            streams.append(ResolvedDetection(job, number, records, step))
+            streams.append(ResolvedDetection(job, number, records, step, () if number else odd))
     except (ValueError, OSError) as error:
         raise JobError(str(error)) from None
     if len(streams) > 1 and job.run.trigger != "available-now":
@@ -97,46 +100,72 @@ def resolve_detection(job: DetectSpec) -> list[ResolvedDetection]:
     return streams
 
 
-def _layouts(job: DetectSpec, files: list[FileInfo]) -> dict[tuple[str, ...], list[str]]:
-    """The names of the files by the columns that are scored in them; a file without rows goes with any that it looks like."""
+class _Layouts(NamedTuple):
+    """The names of the files by the columns that are scored in them; what is odd about others; and those that are not read."""
+
+    values: dict[tuple[str, ...], list[str]]
+    odd: tuple[str, ...]
+    left_out: list[str]
+
+
+def _layouts(job: DetectSpec, files: list[FileInfo]) -> _Layouts:
+    """A file without rows goes with any that it looks like; so does one that lacks a column, and its rows are dead letters."""
     layouts: dict[tuple[str, ...], list[str]] = {}
-    empty: list[tuple[FileInfo, tuple[str, ...]]] = []
+    others: list[tuple[FileInfo, tuple[str, ...]]] = []
+    odd, left_out = [], []
     for file in files:
         head = read_head(file.path)
-        if head.rows:
-            layouts.setdefault(_values(job, file, head), []).append(file.name)
-        else:
-            empty.append((file, head.names))
+        try:
+            if head.rows:
+                layouts.setdefault(_values(job, head), []).append(file.name)
+            else:
+                others.append((file, head.names))
+        except _OddFileError as error:
+            odd.append(f"{file.name}: {error}")
+            if error.readable:
+                others.append((file, head.names))
+            else:
+                left_out.append(file.name)
     if not layouts:
-        raise JobError(f"{files[0].name}: there is no row in it, nor in any other file")
-    for file, names in empty:
+        raise JobError(odd[0] if odd else f"{files[0].name}: there is no row in it, nor in any other file")
+    for file, names in others:
         fits = next((values for values in layouts if set(values) <= set(names)), next(iter(layouts)))
         layouts[fits].append(file.name)
-    return {values: sorted(names) for values, names in layouts.items()}
+    return _Layouts({values: sorted(names) for values, names in layouts.items()}, tuple(odd), left_out)
 
 
-def _values(job: DetectSpec, file: FileInfo, head: Head) -> tuple[str, ...]:
-    """The columns of a file that are scored."""
+class _OddFileError(Exception):
+    """A file does not fit the job: why, and what to do; `readable` if its rows can be told as dead letters."""
+
+    def __init__(self, why: str, readable: bool = True) -> None:
+        super().__init__(why)
+        self.readable = readable
+
+
+def _values(job: DetectSpec, head: Head) -> tuple[str, ...]:
+    """The columns of a file that are scored.
+
+    Raises:
+        _OddFileError: none can be.
+    """
     section, when = job.detector, job.source.time.column
     there = f"there are {', '.join(head.names)}"
     if when is not None and when not in head.names:
-        raise JobError(
-            f"{file.name}: there is no column {when!r} with the time; {there}. Name the one that has it: --param time=COLUMN"
-        )
+        raise _OddFileError(f"there is no column {when!r} with the time; {there}. Name the one with it: --param time=COLUMN")
     for setting, wanted in (("by", section.by), ("values", section.values)):
         if missing := [name for name in wanted if name not in head.names]:
-            raise JobError(f"{file.name}: {setting}: there is no column {', '.join(missing)}; {there}")
+            raise _OddFileError(f"{setting}: there is no column {', '.join(missing)}; {there}")
     if SCORE in head.names:
-        raise JobError(f"{file.name}: there is a column {SCORE!r} already; rename it, for that is where the scores go")
+        raise _OddFileError(f"there is a column {SCORE!r} already; rename it, for that is where the scores go", False)
     apart = (when, *section.by)
     values = section.values or tuple(name for name in head.numeric if name not in apart)
     if not values:
-        raise JobError(
-            f"{file.name}: there is no numeric column to score beside the time; {there}. If there is one and its first rows "
-            "are bad, name it: --param values=COLUMN"
+        raise _OddFileError(
+            f"there is no numeric column to score beside the time; {there}. If there is one and its first rows are bad, name "
+            "it: --param values=COLUMN"
         )
     if taken := [name for name in (*values, *section.by) if name in (*RESERVED, P_VALUE, ALARM, MODEL, VERSION, DIGEST)]:
-        raise JobError(f"{file.name}: the name of the column {taken[0]!r} is taken; rename it")
+        raise _OddFileError(f"the name of the column {taken[0]!r} is taken; rename it", False)
     return values
 
 

@@ -68,11 +68,20 @@ def test_the_page_shows_the_series_with_the_strongest_anomalies(folder: Path, sc
     assert len(figures) == 6, "as many as there are series"
     alarms = pq.read_table(scored / "alarms").num_rows + pq.read_table(scored / "stream-1" / "alarms").num_rows
     drawn = [trace for figure in figures.values() for trace in figure["data"] if trace["name"] == "alarm"]
-    assert sum(len(trace["x"]) for trace in drawn) == alarms > 0
+    marks = [set(zip(trace["x"], trace["customdata"], strict=True)) for trace in drawn]  # one on each column that is drawn
+    assert sum(map(len, marks)) == alarms > 0
     first = figures["series-0"]["data"]
     assert "alarm" in [trace["name"] for trace in first], "the series with most alarms is the first"
     several = next(figure for figure in figures.values() if figure["data"][0]["name"] != "value")
     assert [trace["name"] for trace in several["data"]][:2] == ["load", "heat"]
+    load, heat, mark = (dict(zip(trace["x"], trace["y"], strict=True)) for trace in several["data"][:3])
+    at = several["data"][2]
+    assert at["name"] == "alarm"
+    half = len(at["x"]) // 2
+    assert mark and at["x"][:half] == at["x"][half:]
+    for lines, marked in ((load, at["y"][:half]), (heat, at["y"][half:])):
+        seen = [(lines[x], y) for x, y in zip(at["x"], marked, strict=False) if x in lines]
+        assert seen and all(value == y for value, y in seen)
     for name in ("one.csv", "group/two.csv", "packed.csv.gz", "quoted.csv"):
         assert f"<h2>{name}</h2>" in page
 
@@ -227,6 +236,52 @@ def test_irregular_times_gaps_and_an_empty_file(tmp_path: Path) -> None:
     assert max(float(score) for score in scores(found["constant.csv"])[:400]) < 0.1
     assert found["empty.csv"] == b"timestamp,value,anomaly_score\n"
     assert len(scores(found["gaps.csv"])) == 400
+
+
+def test_an_odd_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    series(folder / "good.csv", 200)
+    series(folder / "again.csv", 200, seed=2)
+    write(folder / "no-time.csv", {"when": times(30), "value": values(30, 1)})
+    write(folder / "words.csv", {"timestamp": times(3), "city": ["a", "b", "c"]})
+    write(folder / "scored.csv", {"timestamp": times(5), "value": values(5, 1), "anomaly_score": [0.5] * 5})
+    (folder / "not-text.csv").write_bytes(bytes(range(256)))
+    done = CliRunner().invoke(main, ["run", "detect-anomalies", "-p", f"input={folder}", "-p", f"output={tmp_path / 'out'}"])
+    assert done.exit_code == 0, done.output
+    for told in (
+        "not scored: no-time.csv: there is no column 'timestamp' with the time; there are when, value",
+        "not scored: words.csv: there is no numeric column to score beside the time; there are timestamp, city",
+        "not scored: scored.csv: there is a column 'anomaly_score' already",
+        "missing_column",
+    ):
+        assert told in done.output
+    counts = json.loads(done.output.splitlines()[-1])
+    assert counts["scored"] == 400 and counts["records"] == 400 + counts["dead_letters"]
+    found, given = csv_files(tmp_path / "out"), csv_files(folder)
+    assert set(given) - set(found) == {"scored.csv"}
+    for name in ("no-time.csv", "words.csv"):
+        assert [line.rpartition(",")[0] for line in found[name].decode().splitlines()] == given[name].decode().splitlines()
+        assert set(scores(found[name])) == {""}
+    letters = pq.read_table(tmp_path / "out" / "dead_letters").to_pylist()
+    assert sum(letter["source"] == "no-time.csv" for letter in letters) == 30
+    run(tmp_path / "in" / "good.csv", tmp_path / "alone")
+    assert found["good.csv"] == csv_files(tmp_path / "alone")["good.csv"]
+
+
+@pytest.mark.parametrize("decimal", [",", "."])
+def test_files_of_spreadsheets_are_read_and_written_in_their_own_way(tmp_path: Path, decimal: str) -> None:
+    x, numbers = values(200, 1), [f"{number:.3f}" for number in values(200, 1)]
+    write(tmp_path / "plain" / "one.csv", {"timestamp": times(200), "value": x})
+    lines = ["timestamp;value", *(f"{time};{n.replace('.', decimal)}" for time, n in zip(times(200), numbers, strict=True))]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "one.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode())
+    for name in ("plain", "in"):
+        assert run(tmp_path / name, tmp_path / f"{name}-out", micro_batch_records=77)["scored"] == 200
+    found = csv_files(tmp_path / "in-out")["one.csv"].decode().split("\r\n")
+    assert found[0] == "timestamp;value;anomaly_score" and found[-1] == "" and len(found) == 202
+    assert [line.rpartition(";")[0] for line in found[1:-1]] == lines[1:]
+    own = [line.rpartition(";")[2].replace(decimal, ".") for line in found[1:-1]]
+    assert own == scores(csv_files(tmp_path / "plain-out")["one.csv"])
 
 
 @pytest.mark.parametrize(

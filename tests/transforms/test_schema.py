@@ -58,7 +58,9 @@ def test_infer_from_each_format(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         Schema.infer(str(tmp_path / "empty.csv"))
     (tmp_path / "semicolons.csv").write_text("time;price\n1;2,5\n")
-    with pytest.raises(ValueError, match="expected fields separated by commas, its header has ';'"):
-        Schema.infer(str(tmp_path / "semicolons.csv"))
+    assert str(Schema.infer(str(tmp_path / "semicolons.csv"))) == "time:int64,price:float64"
+    (tmp_path / "bars.csv").write_text("time|price\n1|2.5\n")
+    with pytest.raises(ValueError, match=r"separated by commas, semicolons or tabs, its header has '\|'"):
+        Schema.infer(str(tmp_path / "bars.csv"))
     with pytest.raises(ValueError, match="cannot tell the format"):
         Schema.infer("a.xlsx")

@@ -3,6 +3,7 @@
 A record is a line. Where a quoted field holds newlines it is several, if they then make a record with as many fields as the
 header and with quotes only around fields; otherwise the first line is a dead letter by itself and reading goes on with the
 next. So a forgotten quote costs one line, not the rest of the file. Empty lines are not records. The header is a single line.
+Fields may be apart by semicolons or tabs, too: `transforms.decoding.separators`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from transforms.decoding.records import (
     newlines,
     whole_lines,
 )
+from transforms.decoding.separators import as_commas
 from transforms.decoding.values import NULL_WORDS
 from transforms.schema import Column
 
@@ -47,7 +49,7 @@ def read_csv(path: str, wanted: Sequence[Column], start_row: int) -> Iterator[Pi
     layout: Layout | None = None
     carry, row = b"", 0
     problem: UnreadableFileError | None = None
-    blocks = whole_lines(path)
+    blocks = as_commas(whole_lines(path))
     while True:
         try:
             data = next(blocks, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from contextlib import closing
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from transforms.batches import RESERVED
 from transforms.decoding.records import UnreadableFileError, format_of, open_file, whole_lines
+from transforms.decoding.separators import as_commas
 from transforms.schema import Schema
 
 _ROWS = 1000
@@ -46,28 +48,27 @@ def infer_schema(path: str, format: str = "auto") -> Schema:
     return Schema.parse(declared)
 
 
-def _first_lines(path: str) -> bytes:
-    block = next(whole_lines(path), b"")
+def _first_lines(blocks: Iterator[bytes]) -> bytes:
+    block = next(blocks, b"")
     return b"".join(itertools.islice((line + b"\n" for line in block.split(b"\n")), _ROWS + 1))
 
 
 def _csv_head(path: str) -> pa.Table | None:
-    lines = _first_lines(path)
+    lines = _first_lines(as_commas(whole_lines(path)))
     if not lines.strip():
         return None
     header = lines.lstrip().split(b"\n", 1)[0]
-    for other in (b";", b"\t", b"|"):
-        if other in header and b"," not in header:
-            raise ValueError(
-                f"cannot infer a schema from {path!r}: expected fields separated by commas, its header has {other.decode()!r}"
-            )
+    if b"|" in header and b"," not in header:
+        raise ValueError(
+            f"cannot infer a schema from {path!r}: expected fields separated by commas, semicolons or tabs, its header has '|'"
+        )
     skip = pacsv.ParseOptions(invalid_row_handler=lambda _: "skip")
     table = pacsv.read_csv(pa.BufferReader(lines), parse_options=skip)
     return table.rename_columns([name.strip() for name in table.column_names])
 
 
 def _jsonl_head(path: str) -> pa.Table | None:
-    lines = [line for line in _first_lines(path).split(b"\n") if line.startswith(b"{")]
+    lines = [line for line in _first_lines(whole_lines(path)).split(b"\n") if line.startswith(b"{")]
     return pajson.read_json(pa.BufferReader(b"\n".join(lines) + b"\n")) if lines else None
 
 
