@@ -11,7 +11,6 @@ on how its rows were cut into calls.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from models.anomaly import mixtures, surprise, tails
 
 KEYS = 16  # of a block
 ROWS = 1024  # of a block, at most
-SAME_STRENGTH = 1.02  # a surprise that is larger by less than this factor is no stronger
+SAME_STRENGTH = 1.1  # a surprise that is larger by less than this factor is no stronger
 SCALE = 4.0  # of the score: 1 - 2 ** (-surprise / SCALE)
 LANES_POWER = 6.0  # of the mean over the lanes of a multivariate series
 
@@ -33,13 +32,13 @@ class DetectorConfig:
     Attributes:
         columns: numeric columns of the series, 1 or more.
         seed: of the projections.
-        quiet_rows: after an alarm only a stronger one counts in full, for so many rows.
-        repeated: of its surprise so much is left to a row that is no stronger than one shortly before.
+        quiet_rows: a row counts in full above a bar, which sinks from the last such row's surprise to 0 over so many rows.
+        repeated: of its surprise so much is left to a row below the bar.
     """
 
     columns: int = 1
     seed: int = 7
-    quiet_rows: int = 120
+    quiet_rows: int = 200
     repeated: float = 0.1
 
     def __post_init__(self) -> None:
@@ -56,7 +55,7 @@ class State(NamedTuple):
 
     rows: tf.Tensor  # (keys, 1) float64, rows scored so far
     weight: tf.Tensor  # (keys, 1) float64, in the lanes' histograms
-    peak: tf.Tensor  # (keys, 1) float64, the strength that a repeated alarm must exceed
+    peak: tf.Tensor  # (keys, 1) float64, the surprise of the last row that counted in full
     age: tf.Tensor  # (keys, 1) float64, rows since then
     total: tf.Tensor  # (keys, 1, BINS + 1) float32, the histogram of the surprise as a whole
     inverse: tf.Tensor  # (keys, columns, columns) float64, inverse covariance; (keys, 0, 0) of a single column
@@ -78,7 +77,7 @@ class Detector(tf.Module):
         return State(
             zeros,
             zeros,
-            zeros - 1e9,
+            zeros,
             zeros,
             tails.empty((keys, 1)),
             mixtures.start(keys, several),
@@ -96,8 +95,8 @@ class Detector(tf.Module):
 
         Returns:
             The states after them; and (ROWS, KEYS, 3) float32: the score from 0 to 1, the p-value of the surprise among those
-            before, and 1 if it is stronger than those of the last rows, else 0: an alarm is a row with a small p-value that
-            is. Rows that were passed over have NaN, NaN, 0.
+            before, and 1 if it counts in full beside those of the last rows, else 0: an alarm is a row with a small p-value
+            that does. Rows that were passed over have NaN, NaN, 0.
         """
         spec = tf.TensorSpec((KEYS, 3), tf.float64)
         out = tf.TensorArray(tf.float64, size=ROWS, element_shape=spec.shape)
@@ -135,14 +134,14 @@ class Detector(tf.Module):
             found = tf.reduce_mean(by_lane**LANES_POWER, axis=-1, keepdims=True) ** (1.0 / LANES_POWER)
         warm = state.rows >= surprise.WARM_UP_ROWS
         p = tails.p_value(state.total, state.weight, found)
-        strength = tf.floor(tf.math.log(tf.maximum(found, 1e-3)) / math.log(SAME_STRENGTH))
         age = state.age + 1.0
-        fresh = tf.logical_or(strength > state.peak, age > self.config.quiet_rows)
+        bar = SAME_STRENGTH * state.peak * tf.maximum(1.0 - age / max(self.config.quiet_rows, 1), 0.0)
+        fresh = found >= bar
         counted = tf.where(fresh, found, self.config.repeated * found)
         after = State(
             rows=state.rows + 1.0,
             weight=tf.where(warm, state.weight * surprise.kept() + 1.0, state.weight),
-            peak=tf.where(fresh, strength, state.peak),
+            peak=tf.where(fresh, found, state.peak),
             age=tf.where(fresh, tf.zeros_like(age), age),
             total=tf.where(warm[..., None], tails.observe(state.total, found, surprise.kept()), state.total),
             inverse=inverse,

@@ -1,10 +1,11 @@
-"""How surprising a row of a series is, in eight ways, each against its own past, and all of them in one number.
+"""How surprising a row of a series is, in nine ways, each against its own past, and all of them in one number.
 
-The eight: off the season's profile, the same in logarithms, the same in units of what is usual at this time of the season; a
-shift of the short against the long mean; a jerk (second difference); below all before; above all before; and a lasting drift
-off the profile. Each is a number from 0 up, and becomes a tail probability p among its own earlier values
-(`models.anomaly.tails`). So there is nothing to tune to the units or the noise of a series, and scores of different series
-mean the same. The surprise is the power mean of the eight -log10(p): one that screams counts more than eight that murmur.
+The nine: off the season's profile, the same in logarithms, the same in units of what is usual at this time of the season; a
+shift of the short against the long mean; a jerk (second difference); below all before; above all before; a lasting drift off
+the profile; and a stay off it, which no single row of the last few interrupts. Each is a number from 0 up, and becomes a tail
+probability p among its own earlier values (`models.anomaly.tails`). So there is nothing to tune to the units or the noise of a
+series, and scores of different series mean the same. The surprise is a power mean of the nine -log10(p): one that screams
+counts more than nine that murmur.
 
 One lane is one series; arrays are `(keys, lanes, ...)`. All times are rows.
 
@@ -23,13 +24,16 @@ import tensorflow as tf
 
 from models.anomaly import seasons, tails
 
-CHANNELS = 8
+# How much each way counts, in the order above: a jerk is what people call a spike; a stay says little that others do not.
+WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.5, 1.0, 1.0, 1.0, 0.5)
+CHANNELS = len(WEIGHTS)
 WARM_UP_ROWS = 100  # nothing is scored before; the scale of the histograms is set then
 HALF_LIFE_ROWS = 4000  # of the histograms
 SHORT_RATE, LONG_RATE = 0.1, 0.0125  # of the two means whose difference is a shift
 DRIFT_RATE = 0.03
 LEVEL_RATE = 1.0 / 2000.0  # of the level and the spread
-POWER = 3.0  # of the mean over the channels
+STAY_ROWS = 6  # of a stay off the profile
+POWER = 4.0  # of the mean over the channels
 TRUSTED_AFTER_ROWS = 200  # from then on a single row moves the profile by at most
 LARGEST_ERROR = 6.0  # spreads
 SPREAD_SHARE = 0.1  # of the spread is added to what may be next to 0 before something is divided by it
@@ -49,14 +53,16 @@ class State(NamedTuple):
     short: tf.Tensor  # (keys, lanes) float64, mean over some 10 rows
     long: tf.Tensor  # (keys, lanes) float64, mean over some 80 rows
     drift: tf.Tensor  # (keys, lanes) float64, mean distance off the profile over some 30 rows
+    recent: tf.Tensor  # (keys, lanes, STAY_ROWS - 1) float64, distances off the profile of the rows before, newest first
     profile: seasons.Profile
     above: tf.Tensor  # (keys, lanes, CHANNELS, tails.BINS + 1) float32, the histograms
 
 
 def empty(keys: int, lanes: int) -> State:
     """Lanes that have seen nothing."""
-    zeros = {name: tf.zeros((keys, lanes), tf.float64) for name in State._fields[:-2]}
-    return State(**zeros, profile=seasons.empty(keys, lanes), above=tails.empty((keys, lanes, CHANNELS)))
+    zeros = {name: tf.zeros((keys, lanes), tf.float64) for name in State._fields[:-3]}
+    recent = tf.zeros((keys, lanes, STAY_ROWS - 1), tf.float64)
+    return State(**zeros, recent=recent, profile=seasons.empty(keys, lanes), above=tails.empty((keys, lanes, CHANNELS)))
 
 
 def step(
@@ -77,6 +83,7 @@ def step(
     state = _begin(state, rows == 0.0, x)
     now = seasons.expected(state.profile, phase, kind, state.level)
     error, coarse_error = x - now.fine, x - now.coarse
+    distance = tf.abs(error)
     short = state.short + tf.maximum(1.0 / (rows + 1.0), SHORT_RATE) * (x - state.short)
     long = state.long + tf.maximum(1.0 / (rows + 1.0), LONG_RATE) * (x - state.long)
     drift = state.drift + DRIFT_RATE * (coarse_error - state.drift)
@@ -87,7 +94,7 @@ def step(
     zero = tf.zeros_like(x)
     channels = tf.stack(
         [
-            tf.abs(error) / one,
+            distance / one,
             tf.abs(tf.math.log((tf.abs(x) + small) / (tf.abs(now.fine) + small))),
             tf.where(now.seen > 1.0, tf.abs(coarse_error) / (now.deviation + small), zero),
             tf.abs(short - long) / one,
@@ -95,14 +102,16 @@ def step(
             tf.maximum(state.low - x, 0.0) / one,
             tf.maximum(x - state.high, 0.0) / one,
             tf.abs(drift) / one,
+            tf.minimum(distance, tf.reduce_min(state.recent, axis=-1)) / one,
         ],
         axis=-1,
     )
     warm = rows >= WARM_UP_ROWS
     p = tails.p_value(state.above, tf.broadcast_to(weight[..., None], tf.shape(channels)), channels)
-    surprise = tf.reduce_mean((-tf.math.log(p) / math.log(10.0)) ** POWER, axis=-1) ** (1.0 / POWER)
+    shares = tf.constant(WEIGHTS, tf.float64) / sum(WEIGHTS)
+    surprise = tf.reduce_sum(shares * (-tf.math.log(p) / math.log(10.0)) ** POWER, axis=-1) ** (1.0 / POWER)
     above = tf.where(warm[..., None, None], tails.observe(state.above, channels, kept()), state.above)
-    limit = tf.where(rows > TRUSTED_AFTER_ROWS, LARGEST_ERROR * state.spread, tf.abs(error))
+    limit = tf.where(rows > TRUSTED_AFTER_ROWS, LARGEST_ERROR * state.spread, distance)
     profile = seasons.learn(state.profile, phase, kind, now, x, tf.clip_by_value(error, -limit, limit))
     rate = tf.maximum(1.0 / (rows + 1.0), LEVEL_RATE)
     level = state.level + rate * (x - state.level)
@@ -117,6 +126,7 @@ def step(
         short=short,
         long=long,
         drift=drift,
+        recent=tf.concat([distance[..., None], state.recent[..., :-1]], axis=-1),
         profile=profile,
         above=above,
     )

@@ -44,9 +44,9 @@ def detect(job: DetectSpec, *, fresh: bool) -> None:
 @click.option(
     "--quiet-rows",
     type=click.IntRange(0),
-    default=120,
+    default=200,
     show_default=True,
-    help="After an alarm only a stronger row counts in full, for so many rows.",
+    help="What a row must exceed to count in full sinks from the last that did to nothing over so many rows.",
 )
 @click.option(
     "--repeated",

@@ -44,10 +44,11 @@ class Oracle:
     """One series."""
 
     def __init__(self) -> None:
-        self.rows, self.weight, self.peak, self.age = 0, 0.0, -1e9, 0
+        self.rows, self.weight, self.peak, self.age = 0, 0.0, 0.0, 0
         self.fine: dict[tuple[int, int], tuple[float, int]] = {}
         self.coarse: dict[int, tuple[float, float, int]] = {}
         self.spread = self.drift = self.unit = 0.0
+        self.distances = [0.0] * surprise.STAY_ROWS
         self.channels = [Histogram() for _ in range(surprise.CHANNELS)]
         self.total = Histogram()
 
@@ -66,6 +67,7 @@ class Oracle:
         if n == surprise.WARM_UP_ROWS:
             self.unit = max(self.spread, least)
         small, one = surprise.SPREAD_SHARE * self.spread + least, max(self.unit, 1e-18)
+        self.distances.append(abs(error))
         numbers = [
             abs(error) / one,
             abs(math.log((abs(x) + small) / (abs(expected) + small))),
@@ -75,20 +77,22 @@ class Oracle:
             max(self.low - x, 0.0) / one,
             max(x - self.high, 0.0) / one,
             abs(self.drift) / one,
+            min(self.distances[-surprise.STAY_ROWS :]) / one,
         ]
         found, p = 0.0, self.total.p(0.0, self.weight)
         if n >= surprise.WARM_UP_ROWS:
             ps = [histogram.p(number, self.weight) for histogram, number in zip(self.channels, numbers, strict=True)]
-            found = float(np.mean([(-math.log10(each)) ** surprise.POWER for each in ps]) ** (1 / surprise.POWER))
+            powers = [(-math.log10(each)) ** surprise.POWER for each in ps]
+            found = float(np.average(powers, weights=surprise.WEIGHTS) ** (1 / surprise.POWER))
             p = self.total.p(found, self.weight)
             for histogram, number in zip([*self.channels, self.total], [*numbers, found], strict=True):
                 histogram.observe(number)
             self.weight = self.weight * surprise.kept() + 1
-        strength = math.floor(math.log(max(found, 1e-3)) / math.log(detector.SAME_STRENGTH))
         self.age += 1
-        fresh = strength > self.peak or self.age > detector.DetectorConfig.quiet_rows
+        left = max(1 - self.age / detector.DetectorConfig.quiet_rows, 0)
+        fresh = found >= detector.SAME_STRENGTH * self.peak * left
         if fresh:
-            self.peak, self.age = strength, 0
+            self.peak, self.age = found, 0
         self._learn(x, phase, kind, error, coarse_error, expected, mean, deviation, seen, fine, fine_seen)
         score = 1 - 2 ** (-(found if fresh else detector.DetectorConfig.repeated * found) / detector.SCALE)
         return score, p, fresh
