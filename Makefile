@@ -1,4 +1,5 @@
 # make chaos  tries bad versions and faults while a stream predicts
+# make kills  kill -9 at 20 moments while a stream learns, on the DirectRunner, Spark and Flink each
 # make run    sets up and runs the demonstration      make test   sets up and runs the tests
 # make setup  only sets up                            make bench  measures, beside the rivals
 # make conformance  one pipeline on every runner: the same bytes everywhere?
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: run engines conformance setup setup-dev test bench chaos lint clean
+.PHONY: run engines conformance setup setup-dev test bench chaos kills lint clean
 
 run: setup
 	$(BIN)/midstream run electricity --fresh
@@ -50,6 +51,7 @@ bench: setup-dev engines
 	$(BIN)/python -m bench.clusters --short
 	$(BIN)/python -m bench.select_features --short
 	$(BIN)/python -m bench.classify --short
+	$(BIN)/python -m bench.regress --short
 	$(BIN)/python -m bench.drift --short
 	$(BIN)/python -m bench.cold_start --records 20000
 	$(BIN)/python -m bench.swap --quick
@@ -62,6 +64,9 @@ bench: setup-dev engines
 
 chaos: setup-dev engines
 	$(BIN)/python -m bench.chaos
+
+kills: setup-dev engines
+	$(BIN)/python -m tests.chaos.kills
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .hypothesis

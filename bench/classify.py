@@ -61,17 +61,23 @@ def rival(name: str, data: pd.DataFrame, delay: int) -> Result:
     return Result(right / len(rows), len(rows) / (time.perf_counter() - started))
 
 
-def ours(data: pd.DataFrame, delay: int) -> Result:
-    """Runs the template in a process of its own."""
+def summary_of(template: str, data: pd.DataFrame, delay: int) -> dict[str, Any]:
+    """Runs a template on the stream in a process of its own; gives the summary that it ends with."""
     with tempfile.TemporaryDirectory(prefix="midstream-bench-") as folder:
         data.to_csv(f"{folder}/in.csv", index=False)
         given = {"input": f"{folder}/in.csv", "label": "y", "label_delay": str(delay), "output": f"{folder}/out"}
         parameters = [text for name, value in given.items() for text in ("--param", f"{name}={value}")]
-        command = [sys.executable, "-W", "ignore", "-m", "pipelines.cli", "run", "classify", *parameters]
+        command = [sys.executable, "-W", "ignore", "-m", "pipelines.cli", "run", template, *parameters]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise click.ClickException(done.stderr[-3000:])
-        summary = json.loads(done.stdout.strip().splitlines()[-1])
+        summary: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return summary
+
+
+def ours(data: pd.DataFrame, delay: int) -> Result:
+    """Runs the template."""
+    summary = summary_of("classify", data, delay)
     return Result(summary["accuracy"], summary["records_per_s"])
 
 

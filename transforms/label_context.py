@@ -86,9 +86,9 @@ class LabelContext:
         """Gives the schema of `out` for records of this schema; ValueError if a column is missing."""
         return self.advance({}, {"records": records.empty_table()}, MAX_WATERMARK_US)[1]["out"].schema
 
-    def alarm(self) -> ErrorAlarm | None:
-        """What sees in the column that a concept has changed; None where the labels are numbers."""
-        return ErrorAlarm(self.label, self._layout, self.vocabulary) if self.classes else None
+    def alarm(self) -> ErrorAlarm:
+        """What sees in the column that a concept has changed."""
+        return ErrorAlarm(self.label, self._layout, self.vocabulary)
 
     def wake_us(self, state: State) -> int | None:
         return None

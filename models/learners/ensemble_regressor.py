@@ -1,6 +1,7 @@
-"""A regression that follows drift: the experts of `ensemble_classifier` with squared loss, weighed by decayed least squares.
+"""A regression that follows drift: the experts of `ensemble_classifier` with squared loss, and linear ones that see products of
+columns. Where errors jump, some experts forget what they knew.
 
-References: `models.learners.experts`, a file and a paper for each part. Breiman, "Stacked regressions", 1996.
+References: `models.learners.experts`, a file and a paper for each part.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from models.learners.experts.changes import Changes
 from models.learners.experts.inputs import Encoded, Inputs, KnownLabels
 from models.learners.experts.kernel import WIDTHS, kernel_means
 from models.learners.experts.linear import LinearExperts
 from models.learners.experts.memory import Memory
 from models.learners.experts.perceptron import Perceptron
+from models.learners.experts.pool import Pool
+from models.learners.experts.products import products_width, with_products
 from models.learners.experts.standardiser import LARGEST_VALUE, Standardiser
 from models.learners.experts.trees import BoostedTrees
 from models.learners.signatures import named_signatures
 
-HALF_LIVES_ROWS = (300.0, 1000.0, 4000.0)  # of linear experts, where records do not bring what such experts say
-WEIGHTS_HALF_LIFE_ROWS = 2000.0
-PRIOR_ROWS = 20.0  # pull of the equal weights
+FORGETFUL_HALF_LIFE_ROWS = 1000.0  # of a linear expert that forgets at changes
+HALF_LIVES_ROWS = (300.0, 4000.0)  # of more of them, where records do not bring what such experts say
+PRODUCTS_HALF_LIVES_ROWS = (FORGETFUL_HALF_LIFE_ROWS, 4000.0)  # of linear experts on products of columns
+FARTHEST = 10.0  # deviations of the label that an estimate may be from its mean
+ERROR_HALF_LIFE_ROWS = 2000.0  # of the error to expect
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,9 @@ class EnsembleRegressorConfig:
     half_life_rows: int = 10_000
     trees: int = 24
     depth: int = 5
-    grown: int = 2
-    hidden: int = 32
-    steps: int = 2
+    grown: int = 3
+    hidden: int = 48
+    steps: int = 8
     batch_rows: int = 256
     learning_rate: float = 5e-3
     seed: int = 7
@@ -67,15 +73,17 @@ class EnsembleRegressor(tf.Module):
         self.standardiser = Standardiser(inputs.width, config.half_life_rows)
         self.of_label = Standardiser(1, config.half_life_rows, max_bins=1)
         self.memory = Memory(config.memory_rows, wide, 1)
-        self.linear = None if config.context else LinearExperts(inputs.width, HALF_LIVES_ROWS, "linear")
+        others = () if config.context else HALF_LIVES_ROWS
+        self.linear = LinearExperts(inputs.width, (FORGETFUL_HALF_LIFE_ROWS, *others), "linear")
         self.trees = BoostedTrees(wide, 1, trees=config.trees, depth=config.depth, grown=config.grown, logistic=False)
         self.perceptron = Perceptron(
             wide + self.standardiser.bin_columns, config.hidden, 1, learning_rate=config.learning_rate, seed=config.seed
         )
-        experts = (len(HALF_LIVES_ROWS) if known is None else known.online.experts) + WIDTHS + 2
-        self.weights = tf.Variable(tf.fill([experts], 1.0 / experts), name="weights")
-        self.moments = tf.Variable(tf.zeros((experts, experts)), name="moments")  # of the experts, decayed
-        self.products = tf.Variable(tf.zeros(experts), name="products")  # of the experts with the target, decayed
+        multiplied = products_width(len(config.features))
+        self.products = LinearExperts(multiplied, PRODUCTS_HALF_LIVES_ROWS, "products") if multiplied else None
+        linear = self.linear.experts + (self.products.experts if self.products is not None else 0)
+        self.pool = Pool(linear + (known.online.experts if known is not None else 0) + WIDTHS + 2)
+        self.changes = Changes()
         self.error = tf.Variable(1.0, name="error")  # decayed mean square, in variances of the label
 
     def signatures(self) -> dict[str, object]:
@@ -85,7 +93,7 @@ class EnsembleRegressor(tf.Module):
     def _predict(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """`prediction` (rows,) float32; `score` (rows,) float32, the error to expect: its decayed root mean square."""
         rows = self._inputs.encoded(given, self._inputs.columns(given), self.standardiser, self.of_label)
-        estimate = tf.linalg.matvec(self._experts(rows), self.weights, transpose_a=True)
+        estimate = self.pool.estimates(self._experts(rows))
         mean, deviation = self._label_scale()
         return {"prediction": mean + deviation * estimate, "score": tf.ones_like(estimate) * deviation * tf.sqrt(self.error)}
 
@@ -99,18 +107,24 @@ class EnsembleRegressor(tf.Module):
             x = self._inputs.columns(given)
             said = self._experts(self._inputs.encoded(given, x, self.standardiser, self.of_label))
             mean, deviation = self._label_scale()
-            off = label - (mean + deviation * tf.linalg.matvec(said, self.weights, transpose_a=True))
+            off = label - (mean + deviation * self.pool.estimates(said))
             rmse = tf.sqrt(tf.reduce_mean(off**2))
         with tf.control_dependencies([rmse]):
             self.of_label.observe(label[:, None])
             target = self._standardised(label)
-            self._weigh(said, target)
+            off = target - self.pool.estimates(said)
+            count = tf.cast(tf.size(off), tf.float32)
+            share = count / (count + ERROR_HALF_LIFE_ROWS)
+            self.error.assign((1.0 - share) * self.error + share * tf.reduce_mean(off**2))
+            left = self.changes.left(off)
+            self.pool.learn(said, target, left)
             x = self._inputs.observed(given, x)
             self.standardiser.observe(x)
             rows = self._inputs.encoded(given, x, self.standardiser, self.of_label)
             self.memory.remember(tf.concat([rows.filled, rows.context], axis=1), label[:, None])
-            if self.linear is not None:
-                self.linear.learn(rows.plain, target)
+            self.linear.learn(rows.plain, target, left)
+            if self.products is not None:
+                self.products.learn(self._multiplied(rows), target, left)
             remembered = self._remembered(self.memory.rows)
             targets = self._standardised(self.memory.targets)
             none = tf.zeros((), tf.int64)
@@ -124,28 +138,17 @@ class EnsembleRegressor(tf.Module):
             )
         return {"rmse": rmse}
 
-    def _weigh(self, said: tf.Tensor, target: tf.Tensor) -> None:
-        """Least squares of the targets on what the experts said before they knew them, drawn to equal weights."""
-        rows = tf.cast(tf.shape(target)[0], tf.float32)
-        kept = 0.5 ** (rows / WEIGHTS_HALF_LIFE_ROWS)
-        off = target - tf.linalg.matvec(said, self.weights, transpose_a=True)
-        share = rows / (rows + WEIGHTS_HALF_LIFE_ROWS)
-        self.error.assign((1.0 - share) * self.error + share * tf.reduce_mean(off**2))
-        self.moments.assign(kept * self.moments + tf.matmul(said, said, transpose_b=True))
-        self.products.assign(kept * self.products + tf.linalg.matvec(said, target))
-        experts = int(self.weights.shape[0])
-        system = self.moments + PRIOR_ROWS * tf.eye(experts)
-        wanted = self.products + PRIOR_ROWS / experts
-        self.weights.assign(tf.linalg.cholesky_solve(tf.linalg.cholesky(system), wanted[:, None])[:, 0])
-
     def _experts(self, rows: Encoded) -> tf.Tensor:
         """(experts, rows): the estimates, in standard deviations of the label."""
         remembered = self._remembered(self.memory.rows).plain
         targets = self._standardised(self.memory.targets)
         near = kernel_means(rows.plain, remembered, targets, [self.memory.in_use()])[:, :, 0]
-        linear = self.linear.estimates(rows.plain) if self.linear is not None else tf.transpose(rows.answers[:, :, 0])
+        linear = [self.linear.estimates(rows.plain), tf.transpose(rows.answers[:, :, 0])]
+        if self.products is not None:
+            linear.append(self.products.estimates(self._multiplied(rows)))
         others = [self.trees.scores(_for_trees(rows)), self.perceptron.outputs(self._for_perceptron(rows))]
-        return tf.concat([linear, *[tf.transpose(o) for o in others], near], axis=0)
+        said = tf.concat([*linear, *[tf.transpose(o) for o in others], near], axis=0)
+        return tf.clip_by_value(said, -FARTHEST, FARTHEST)
 
     def _label_scale(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Mean and standard deviation of the labels."""
@@ -161,6 +164,9 @@ class EnsembleRegressor(tf.Module):
         width = self._inputs.width
         x = kept[:, :width]
         return Encoded(self.standardiser.standardised(x), kept[:, width:], self.standardiser.filled(x), kept[:, :0, None])
+
+    def _multiplied(self, rows: Encoded) -> tf.Tensor:
+        return with_products(rows.plain[:, : len(self._inputs.numeric)])
 
     def _for_perceptron(self, rows: Encoded) -> tf.Tensor:
         return tf.concat([rows.with_context, self.standardiser.binned(rows.z)], axis=1)

@@ -1,4 +1,4 @@
-"""kill -9 while a stream trains its own model, on any runner: `python -m tests.chaos.kills --runner spark`.
+"""kill -9 while a stream trains its own model, on any runner: `make kills`, or `python -m tests.chaos.kills --runner spark`.
 
 At each of the seeded moments either the job's process is killed, in which the learner works, or the engine (the JVM of Spark or
 Flink with its embedded cluster); then the same command is given again. A moment is the n-th time that the job does something to
@@ -134,24 +134,29 @@ def kill(folder: Path, runner: str, moments: int, seed: int = SEED, tell: Any = 
 
 
 @click.command()
-@click.option("--runner", type=click.Choice(RUNNERS), default="spark", show_default=True)
-@click.option("--moments", default=20, show_default=True)
+@click.option(
+    "--runner", "runners", multiple=True, type=click.Choice(RUNNERS), default=("direct", "spark", "flink"), show_default=True
+)
+@click.option("--moments", default=20, show_default=True, help="On each runner.")
 @click.option("--seed", default=SEED, show_default=True)
-def main(runner: str, moments: int, seed: int) -> None:
-    """Kill a job that learns at seeded moments; the last line is JSON."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="midstream-kills-") as folder:
-        found = kill(Path(folder), runner, moments, seed, tell=lambda line: click.echo(line, err=True))
-    seconds = round(time.monotonic() - started, 1)
-    told = {
-        "runner": runner,
-        "seed": seed,
-        "kills": len(found.moments),
-        "of_the_engine": sum(who == "engine" for who, _ in found.moments),
-        "identical": True,
-        "seconds": seconds,
-    }
-    print(json.dumps(told | {"versions": found.versions, "records": found.records, "moments_in_a_run": found.events}))
+def main(runners: tuple[str, ...], moments: int, seed: int) -> None:
+    """Kill a job that learns at seeded moments; for each runner a line of JSON."""
+    for runner in runners:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="midstream-kills-") as folder:
+            found = kill(Path(folder), runner, moments, seed, tell=lambda line: click.echo(line, err=True))
+        told = {
+            "runner": runner,
+            "seed": seed,
+            "kills": len(found.moments),
+            "of_the_engine": sum(who == "engine" for who, _ in found.moments),
+            "identical": True,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        print(
+            json.dumps(told | {"versions": found.versions, "records": found.records, "moments_in_a_run": found.events}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -125,19 +125,27 @@ def test_a_number_is_estimated(tmp_path):
     )
 
 
-def test_micro_batches_and_one_batch_agree(tmp_path):
+@pytest.mark.parametrize("template", ["classify", "regress"])
+def test_micro_batches_and_one_batch_agree(tmp_path, template):
+    """Also where the errors jump, so that the next versions come soon."""
     data = records(600)
-    data["y"] = (data.a + data.b > 0).astype(int)
-    answers, digests = [], []
+    turned = np.where(np.arange(600) < 400, data.a + data.b, -3.0 * data.a)
+    data["y"] = (turned > 0).astype(int) if template == "classify" else 10.0 * turned
+    answers, digests, heard = [], [], []
     for number, params in enumerate(({"mode": "batch"}, {"micro_batch_records": "70"})):
         folder = tmp_path / str(number)
         folder.mkdir()
-        spec = job("classify", folder, data, label_delay="11", **params)
+        spec = job(template, folder, data, label_delay="11", **params)
         answers.append(run(spec)[1][["row", "prediction", "score", "version"]])
         registry = Registry(spec.model.registry)
-        digests.append([registry.manifest("classify", v).digests.version for v in registry.versions("classify")])
+        digests.append([registry.manifest(template, v).digests.version for v in registry.versions(template)])
+        heard.append(
+            [event for part in sorted(Path(spec.output, "events").glob("*")) for event in pq.read_table(part).to_pylist()]
+        )
     pd.testing.assert_frame_equal(*[answer.reset_index(drop=True) for answer in answers], check_exact=True)
     assert digests[0] == digests[1]
+    assert heard[0] == heard[1] and [event["kind"] for event in heard[0]] == ["drift"]
+    assert 400 <= heard[0][0]["sequence"] < 450 and heard[0][0]["before"] < heard[0][0]["after"]
 
 
 @pytest.mark.parametrize(

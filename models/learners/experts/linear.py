@@ -28,15 +28,22 @@ class LinearExperts(tf.Module):
         """(experts, rows) for (rows, width)."""
         return tf.matmul(self.weights[:, :-1], x, transpose_b=True) + self.weights[:, -1:]
 
-    def learn(self, x: tf.Tensor, target: tf.Tensor) -> None:
-        """Learns from (rows, width) with their (rows,) targets, in order."""
+    def learn(self, x: tf.Tensor, target: tf.Tensor, left: tf.Tensor) -> None:
+        """Learns from (rows, width) with their (rows,) targets, in order.
+
+        Args:
+            x: (rows, width).
+            target: (rows,).
+            left: (), from 0 to 1: the share that still counts of what the first expert learnt before; the others keep all.
+        """
         rows = tf.cast(tf.shape(x)[0], tf.float32)
         off = target - self.estimates(x)
         x = tf.concat([x, tf.ones_like(x[:, :1])], axis=1)
         weight = self._kept[:, None] ** tf.range(rows - 1.0, -1.0, -1.0)[None]
         weight = weight * FAR / tf.maximum(tf.abs(off), FAR)
         weighed = tf.reshape(tf.transpose(x) * weight[:, None, :], (-1, tf.shape(x)[0]))
-        before = self.curvature * (self._kept**rows)[:, None, None]
+        left = tf.concat([tf.reshape(left, [1]), tf.ones(self.experts - 1)], axis=0)
+        before = self.curvature * (left * self._kept**rows)[:, None, None]
         curvature = before + tf.reshape(tf.matmul(weighed, x), tf.shape(before))
         pull = tf.matmul(weight * off, x)[..., None]
         ridge = RIDGE * tf.eye(int(self.weights.shape[1]))
