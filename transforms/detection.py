@@ -8,7 +8,6 @@ and cutting the stream into other micro-batches changes nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,9 +29,9 @@ SERIES = "series"  # the table of states, one row a series
 _SEPARATOR = "\x1f"  # between the columns of a key; in ASCII, too, the unit separator
 
 if TYPE_CHECKING:
-    from models.anomaly.saved import Leaves, Step
+    from models.anomaly.saved import Leaves, Shape, Step
 
-_loaded: dict[object, tuple[Step, Leaves]] = {}
+_loaded: dict[object, Step] = {}
 _loading = threading.Lock()
 
 
@@ -153,7 +152,7 @@ class Detect:
 
     @property
     def _empty(self) -> Leaves:
-        return _detector(len(self.values), self.seed, self.version)[1]
+        return _detector(len(self.values), self.seed, self.version).empty
 
     def _score(
         self,
@@ -165,37 +164,57 @@ class Detect:
         version: DetectorVersion | None,
     ) -> npt.NDArray[np.float32]:
         """Scores rows, block by block; brings `leaves` forward in place. Returns (rows, 3)."""
-        from models.anomaly.detector import KEYS, ROWS
-
-        step, empty = _detector(len(self.values), self.seed, version)
-        _check_states(leaves, empty, version)
+        step = _detector(len(self.values), self.seed, version)
+        _check_states(leaves, step.empty, version)
         order = np.argsort(code, kind="stable")
         counts = np.bincount(code, minlength=len(leaves[0]))
-        starts = np.concatenate([[0], np.cumsum(counts)])
+        within = np.empty(len(code), np.int64)  # of its series a row's number in this call
+        within[order] = np.arange(len(code)) - np.repeat(np.cumsum(counts) - counts, counts)
         given = np.empty((len(code), 3), np.float32)
-        # Series with about as many rows go together, so that few places of a block stay empty.
-        for keys in _blocks(np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)], KEYS):
-            held = [_padded(leaf[keys], start, KEYS) for leaf, start in zip(leaves, empty, strict=True)]
-            for first in range(0, int(counts[keys].max()), ROWS):
-                block = np.full((ROWS, KEYS, x.shape[1]), np.nan)
-                when = np.zeros((2, ROWS, KEYS), np.int32)
-                taken = []
-                for lane, key in enumerate(keys):
-                    places = order[starts[key] + first : min(starts[key] + first + ROWS, starts[key + 1])]
-                    block[: len(places), lane] = x[places]
-                    when[0, : len(places), lane], when[1, : len(places), lane] = phase[places], kind[places]
-                    taken.append(places)
-                held, scores = step(held, block, when[0], when[1], max(map(len, taken)))
-                for lane, places in enumerate(taken):
-                    given[places] = scores[: len(places), lane]
-            for leaf, new in zip(leaves, held, strict=True):
-                leaf[keys] = new[: len(keys)]
+        for shape, group in _by_shape(counts, step.shapes):
+            rank = np.full(len(counts), -1)
+            rank[group] = np.arange(len(group))
+            places = np.flatnonzero(rank[code] >= 0)
+            # A series' rows lie in one lane of a block, one call behind the other.
+            calls = -(-int(counts[group].max()) // shape.rows)
+            call = rank[code[places]] // shape.keys * calls + within[places] // shape.rows
+            places = places[np.argsort(call, kind="stable")]
+            ends = np.cumsum(np.bincount(call, minlength=-(-len(group) // shape.keys) * calls))
+            for block, first in enumerate(range(0, len(group), shape.keys)):
+                keys = group[first : first + shape.keys]
+                held = [_padded(leaf[keys], start, shape.keys) for leaf, start in zip(leaves, step.empty, strict=True)]
+                for number in range(block * calls, block * calls + -(-int(counts[keys].max()) // shape.rows)):
+                    own = places[ends[number - 1] if number else 0 : ends[number]]
+                    row, lane = within[own] % shape.rows, rank[code[own]] - first
+                    values = np.full((shape.rows, shape.keys, x.shape[1]), np.nan)
+                    when = np.zeros((2, shape.rows, shape.keys), np.int32)
+                    values[row, lane], when[0, row, lane], when[1, row, lane] = x[own], phase[own], kind[own]
+                    held, scores = step(held, values, when[0], when[1], int(row.max()) + 1)
+                    given[own] = scores[row, lane]
+                for leaf, new in zip(leaves, held, strict=True):
+                    leaf[keys] = new[: len(keys)]
         return given
 
 
-def _detector(columns: int, seed: int, version: DetectorVersion | None) -> tuple[Step, Leaves]:
-    """The compiled step over lists of arrays, and the state of one series that has seen nothing."""
-    from models.anomaly.saved import exported, load_detector
+def _by_shape(counts: npt.NDArray[np.int64], shapes: list[Shape]) -> list[tuple[Shape, npt.NDArray[np.int64]]]:
+    """The series that have rows, by the shape of the blocks they are scored in.
+
+    Series with about as many rows go together, so that few places of a block stay empty. Both shapes give the same bits: which
+    one is taken is a matter of time.
+    """
+    keys = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    if len(shapes) < 2:
+        return [(shapes[0], keys)]
+    long, short = shapes
+    few = counts[keys] <= short.rows
+    if np.count_nonzero(few) <= long.keys:
+        return [(long, keys)]
+    return [(shape, group) for shape, group in ((long, keys[~few]), (short, keys[few])) if len(group)]
+
+
+def _detector(columns: int, seed: int, version: DetectorVersion | None) -> Step:
+    """The compiled step over lists of arrays."""
+    from models.anomaly.saved import Step, exported
     from models.registry import Registry
 
     # Versions with the same digest are the same graph, wherever they are: compiling one takes seconds.
@@ -206,7 +225,7 @@ def _detector(columns: int, seed: int, version: DetectorVersion | None) -> tuple
                 folder = exported(columns, seed)
             else:
                 _, folder = Registry(version.registry).trusted(version.model, version.version, graph=True)
-            _loaded[key] = load_detector(folder)
+            _loaded[key] = Step(folder)
         return _loaded[key]
 
 
@@ -241,11 +260,6 @@ def _series(rows: pa.Table, by: tuple[str, ...]) -> tuple[pa.Array, npt.NDArray[
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
     return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
-
-
-def _blocks(keys: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.int64]]:
-    for first in range(0, len(keys), size):
-        yield keys[first : first + size]
 
 
 def _padded(leaf: npt.NDArray[Any], empty: npt.NDArray[Any], keys: int) -> npt.NDArray[Any]:

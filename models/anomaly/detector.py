@@ -4,9 +4,9 @@ A version holds the algorithm and its settings; what it knows of each series is 
 given to `step` and given back. So one version serves any number of keys, a swap to a version with the same settings' shapes
 goes on with the same states, and scores stay comparable over it: they are probabilities, not distances.
 
-`step` takes a block of keys and up to `ROWS` rows of each. It is compiled (XLA), as its loop over rows does some hundred
-small operations a row. Blocks always have the same shape: a key's scores then do not depend on which keys are beside it, nor
-on how its rows were cut into calls.
+`step` takes a block of keys and some rows of each. It is compiled (XLA), as its loop over rows does some hundred small
+operations a row. Blocks have one of two shapes, for long series and for many keys with few rows each; both give the same bits
+(a test sees to that), so a key's scores depend neither on which keys are beside it nor on how its rows were cut into calls.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from models.anomaly import mixtures, surprise, tails
 
-KEYS = 16  # of a block
-ROWS = 1024  # of a block, at most
+KEYS, ROWS = 16, 1024  # of a block of long series
+MANY_KEYS, FEW_ROWS = 256, 32  # of a block of short ones
 SAME_STRENGTH = 1.1  # a surprise that is larger by less than this factor is no stronger
 SCALE = 4.0  # of the score: 1 - 2 ** (-surprise / SCALE)
 LANES_POWER = 6.0  # of the mean over the lanes of a multivariate series
@@ -89,17 +89,17 @@ class Detector(tf.Module):
 
         Args:
             state: of the keys.
-            x: (ROWS, KEYS, columns) float64; a row with a value that is not finite is passed over.
-            phase, kind: (ROWS, KEYS) int32.
+            x: (rows, keys, columns) float64, of one of the two shapes; a row with a value that is not finite is passed over.
+            phase, kind: (rows, keys) int32.
             rows: () int32, rows that there are; what lies behind is passed over.
 
         Returns:
-            The states after them; and (ROWS, KEYS, 3) float32: the score from 0 to 1, the p-value of the surprise among those
+            The states after them; and (rows, keys, 3) float32: the score from 0 to 1, the p-value of the surprise among those
             before, and 1 if it counts in full beside those of the last rows, else 0: an alarm is a row with a small p-value
             that does. Rows that were passed over have NaN, NaN, 0.
         """
-        spec = tf.TensorSpec((KEYS, 3), tf.float64)
-        out = tf.TensorArray(tf.float64, size=ROWS, element_shape=spec.shape)
+        most, keys = x.shape[:2]
+        out = tf.TensorArray(tf.float64, size=most, element_shape=(keys, 3))
         flat = tf.nest.flatten(state)
 
         def body(
@@ -110,17 +110,17 @@ class Detector(tf.Module):
             after, given = self._row(before, tf.where(present, x[place], tf.zeros_like(x[place])), phase[place], kind[place])
             given = tf.where(present, given, tf.constant([float("nan"), float("nan"), 0.0], tf.float64))
             kept = [
-                tf.where(tf.reshape(present, [KEYS] + [1] * (new.shape.rank - 1)), new, old)
+                tf.where(tf.reshape(present, [keys] + [1] * (new.shape.rank - 1)), new, old)
                 for new, old in zip(tf.nest.flatten(after), held, strict=True)
             ]
             return place + 1, kept, out.write(place, given)
 
         begin = (tf.constant(0), flat, out)
-        _, flat, out = tf.while_loop(lambda place, *_: place < rows, body, begin, maximum_iterations=ROWS)
+        _, flat, out = tf.while_loop(lambda place, *_: place < rows, body, begin, maximum_iterations=most)
         return tf.nest.pack_sequence_as(state, flat), tf.cast(out.stack(), tf.float32)
 
     def _row(self, state: State, x: tf.Tensor, phase: tf.Tensor, kind: tf.Tensor) -> tuple[State, tf.Tensor]:
-        """One row of each key; returns the states after it and (KEYS, 3), see `step`."""
+        """One row of each key; returns the states after it and (keys, 3), see `step`."""
         inverse, lanes, columns = state.inverse, x, self.config.columns
         if columns > 1:
             known = state.rows > 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from models.anomaly.detector import KEYS, ROWS
-from models.anomaly.saved import load_detector
+from models.anomaly.saved import Step
 from models.gate.result import CheckResult, passed, refused
 
 SCORES = "scores"
@@ -26,14 +26,14 @@ def check_scores(path: str, columns: int, seed: int = 7) -> CheckResult:
     Raises:
         ValueError, tf.errors.OpError: the graph does not take such series.
     """
-    step, empty = load_detector(path)
+    step = Step(path)
     draw = np.random.default_rng(seed)
     x = draw.normal(size=(ROWS, KEYS, columns))
     x[_AT, 0] += _JUMP
     x[100, 1] = np.nan
     phase = np.repeat(np.arange(ROWS, dtype=np.int32)[:, None] % 288, KEYS, axis=1)
     kind = np.zeros((ROWS, KEYS), np.int32)
-    begin = [np.repeat(leaf, KEYS, axis=0) for leaf in empty]
+    begin = [np.repeat(leaf, KEYS, axis=0) for leaf in step.empty]
     states, scores = step(begin, x, phase, kind, ROWS)
     forms = [[(leaf.shape, leaf.dtype) for leaf in leaves] for leaves in (begin, states)]
     if forms[0] != forms[1]:
