@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from models.opened import shared_registry
 from models.registry import Training
 from transforms.learning_windows import Window
 
+MOST_BEHIND = 3  # versions that are still being published when the next one is learnt
 MAIN = ""  # the line of versions that goes live
 
 
@@ -102,52 +104,48 @@ class LearningStep:
         return version, steps[0].events
 
     def learn_all(self, parent: int, windows: Iterable[tuple[Window, pa.RecordBatch]]) -> Iterator[Learnt]:
-        """Learns windows one after the other as `learn` does; each is published while the next one is learnt.
+        """Learns windows one after the other as `learn` does; each is published while the next ones are learnt.
 
-        Where one is refused, what was learnt on from it is thrown away, and the next one is learnt on from the version before.
+        Where one is refused, what was learnt on from it is thrown away, and learnt again on from the version before.
 
         Args:
             parent: the version to learn on from.
             windows: with the rows of each as one batch.
         """
         learner: LearningModel | None = None
-        waiting: tuple[Window, pa.RecordBatch, pa.Table | None, Future[int]] | None = None
-        coming = iter(windows)
+        behind: deque[_Published] = deque()  # being published, the oldest first; without any, the learner is at `parent`
         with ThreadPoolExecutor(1, "rows") as before, ThreadPoolExecutor(1, "publish") as beside:
-            ahead = before.submit(_next, coming, None)
-            while (found := ahead.result()) is not None:
-                window, rows, tensors = found
-                ahead = before.submit(_next, coming, learner)
+            coming = _Coming(iter(windows), before)
+            while (found := coming.next(learner)) is not None or behind:
                 made, refused = None, None
-                while made is None and refused is None:
+                if found is not None:
                     try:
                         learner = learner or _learners.take(self.registry, self.model, parent)
-                        made = learner.step(tensors or learner.tensors(rows))
+                        made = learner.step(found.tensors or learner.tensors(found.rows))
                     except ModelError as error:
                         refused, learner = error, None
-                    if waiting is not None:
-                        last, waiting = _published(*waiting), None
-                        if last.version is None:
-                            made, refused, learner = None, None, None  # it was learnt on from what is not there
-                        else:
-                            parent = last.version
-                        yield last
-                if refused is not None:
-                    yield Learnt(window, rows, None, None, str(refused))
-                elif made is not None and learner is not None:
-                    future = beside.submit(self._publish_beside, parent, learner, made, rows.num_rows, window)
-                    waiting = window, rows, made.events, future
-            if waiting is not None:
-                last = _published(*waiting)
-                if last.version is None:
-                    learner = None
-                else:
-                    parent = last.version
-                yield last
+                while len(behind) > (0 if made is None else MOST_BEHIND - 1):
+                    oldest = behind.popleft()
+                    yield (last := oldest.learnt())
+                    if last.version is None:  # the others were learnt on from what is not there
+                        coming.again(given for given in (*(other.given for other in behind), found) if given is not None)
+                        behind.clear()
+                        learner, found, made = None, None, None
+                    else:
+                        parent = last.version
+                if found is None:
+                    continue
+                if made is None or learner is None:
+                    yield Learnt(found.window, found.rows, None, None, str(refused))
+                    continue
+                base = behind[-1].version if behind else parent
+                version = beside.submit(self._publish_beside, base, learner, made, found.rows.num_rows, found.window)
+                behind.append(_Published(found, made.events, version))
         if learner is not None:
             _learners.put(self.registry, self.model, parent, learner)
 
-    def _publish_beside(self, parent: int, learner: LearningModel, made: Step, count: int, window: Window) -> int:
+    def _publish_beside(self, base: int | Future[int], learner: LearningModel, made: Step, count: int, window: Window) -> int:
+        parent = base if isinstance(base, int) else base.result()
         with syncing.synced_by_another():
             version = self._publish(parent, learner, made, count, window, MAIN, None)
         values = {key: made.values[key] for key in learner.served}
@@ -176,25 +174,59 @@ class LearningStep:
         _learners.put(self.registry, self.model, version, _learners.take(self.registry, self.model, version, line))
 
 
-def _next(
-    windows: Iterator[tuple[Window, pa.RecordBatch]], learner: LearningModel | None
-) -> tuple[Window, pa.RecordBatch, dict[str, Any] | None] | None:
-    """The next window, with its rows as a learner wants them, if there is one and they fit; None behind the last window."""
-    found = next(windows, None)
-    if found is None:
-        return None
-    try:
-        return *found, None if learner is None else learner.tensors(found[1])
-    except ModelError:
-        return *found, None  # who learns them will be told
+class _Given(NamedTuple):
+    """A window with its rows, and these as a learner wants them, where they are ready and fit."""
+
+    window: Window
+    rows: pa.RecordBatch
+    tensors: dict[str, Any] | None
 
 
-def _published(window: Window, rows: pa.RecordBatch, events: pa.Table | None, future: Future[int]) -> Learnt:
-    """What came of a window whose version is being published beside; waits for it."""
-    try:
-        return Learnt(window, rows, future.result(), events)
-    except (ModelError, GateRefused) as error:
-        return Learnt(window, rows, None, None, str(error))
+class _Coming:
+    """The windows to learn, each made ready while the one before is learnt."""
+
+    def __init__(self, windows: Iterator[tuple[Window, pa.RecordBatch]], beside: Executor) -> None:
+        self._windows, self._beside = windows, beside
+        self._ahead = beside.submit(self._ready, None)
+        self._again: deque[_Given] = deque()
+
+    def next(self, learner: LearningModel | None) -> _Given | None:
+        """The next window; None behind the last one."""
+        if self._again:
+            return self._again.popleft()
+        found = self._ahead.result()
+        if found is not None:
+            self._ahead = self._beside.submit(self._ready, learner)
+        return found
+
+    def again(self, given: Iterable[_Given]) -> None:
+        """Gives these next, in this order."""
+        self._again.extendleft(reversed([*given]))
+
+    def _ready(self, learner: LearningModel | None) -> _Given | None:
+        found = next(self._windows, None)
+        if found is None:
+            return None
+        try:
+            return _Given(*found, None if learner is None else learner.tensors(found[1]))
+        except ModelError:
+            return _Given(*found, None)  # who learns them will be told
+
+
+class _Published(NamedTuple):
+    """What was learnt from a window, and its version, which is being published beside."""
+
+    given: _Given
+    events: pa.Table | None
+    version: Future[int]
+
+    def learnt(self) -> Learnt:
+        """What came of it; waits for the version."""
+        window, rows, _ = self.given
+        try:
+            return Learnt(window, rows, self.version.result(), self.events)
+        except (ModelError, GateRefused) as error:
+            return Learnt(window, rows, None, None, str(error))
 
 
 class _Learners:

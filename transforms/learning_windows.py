@@ -14,6 +14,7 @@ from transforms.error_alarm import ErrorAlarm, Jump
 FIRST_ROWS = 8  # of the first window by rows: so that there is a model soon
 AFTER_ALARM = 20  # rows that the windows begin to grow at behind an alarm: the next ones have 19, 30, 48 ...
 GROWTH = 1.6  # of a window over the one before, until it has all its rows
+CALM = 20  # with an alarm a window has up to twice its rows, where those are less than one in so many since the last alarm
 
 
 class Grown(NamedTuple):
@@ -81,7 +82,7 @@ def windows_of_rows(
     there = int(np.searchsorted(times, watermark_us, side="right"))
     windows, start = [], 0
     while start < there:
-        wanted = rows_of_window(grown.since, every_rows)
+        wanted = rows_of_window(grown.since, every_rows, alarm is not None)
         size = min(wanted, there - start)
         rows, jump, heard = pending.slice(start, size), None, grown.heard
         if alarm is not None:
@@ -97,18 +98,26 @@ def windows_of_rows(
     return windows, pending.slice(start), grown
 
 
-def rows_of_window(came: int, every_rows: int) -> int:
-    """How many rows the window has that begins after `came` rows, which is where a window begins."""
+def rows_of_window(came: int, every_rows: int, watched: bool = False) -> int:
+    """How many rows the window has that begins after `came` rows, which is where a window begins.
+
+    Args:
+        came: rows since the first one or since the last alarm.
+        every_rows: rows of a window.
+        watched: by an alarm. Where it is silent for long, more of the same changes little, and windows become longer.
+    """
     size, total = FIRST_ROWS, 0
     while size < every_rows and total < came:
         total += size
         size = int(size * GROWTH)
-    return min(size, every_rows)
+    if size < every_rows or not watched:
+        return min(size, every_rows)
+    return min(max(every_rows, came // CALM), 2 * every_rows)
 
 
-def full_at_us(pending: pa.Table, time: str, every_rows: int, since: int) -> int | None:
-    """The watermark at which the next window of rows is full; None if rows are missing."""
-    size = rows_of_window(since, every_rows)
+def full_at_us(pending: pa.Table, time: str, every_rows: int, since: int, watched: bool = False) -> int | None:
+    """The watermark at which the next window of rows is full, if no alarm sounds before; None if rows are missing."""
+    size = rows_of_window(since, every_rows, watched)
     if pending.num_rows < size:
         return None
     return int(np.partition(pending.column(time).cast(pa.int64()).to_numpy(), size - 1)[size - 1])

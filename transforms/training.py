@@ -160,7 +160,7 @@ class Train:
             return None
         if self.every_rows is not None:
             since = state["position"].column("since")[0].as_py()
-            return full_at_us(state["pending"], self.time, self.every_rows, since)
+            return full_at_us(state["pending"], self.time, self.every_rows, since, self.alarm is not None)
         earliest_us = int(state["pending"].column(self.time).cast(pa.int64()).to_numpy().min())
         return (earliest_us // self.every_us + 1) * self.every_us
 

@@ -79,4 +79,9 @@ def test_it_does_not_matter_how_the_rows_come(parts, every_rows, alarms):
 
 @pytest.mark.parametrize(("came", "size"), [(0, FIRST_ROWS), (8, 12), (20, 19), (39, 30), (69, 40), (109, 40)])
 def test_the_next_size_follows_from_how_many_came(came, size):
-    assert rows_of_window(came, 40) == size
+    assert rows_of_window(came, 40) == rows_of_window(came, 40, watched=True) == size
+
+
+@pytest.mark.parametrize(("came", "size"), [(799, 40), (1000, 50), (1600, 80), (10**9, 80)])
+def test_where_the_alarm_is_silent_for_long_windows_become_twice_as_long(came, size):
+    assert rows_of_window(came, 40, watched=True) == size and rows_of_window(came, 40) == 40
