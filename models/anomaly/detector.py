@@ -11,6 +11,7 @@ operations a row. Blocks have one of two shapes, for long series and for many ke
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ KEYS, ROWS = 16, 1024  # of a block of long series
 MANY_KEYS, FEW_ROWS = 256, 32  # of a block of short ones
 SAME_STRENGTH = 1.1  # a surprise that is larger by less than this factor is no stronger
 SCALE = 4.0  # of the score: 1 - 2 ** (-surprise / SCALE)
+ODDS_UNIT = 2.0**-20  # so that the grid of the histogram reaches to a surprise of 13
 LANES_POWER = 6.0  # of the mean over the lanes of a multivariate series
 
 
@@ -57,7 +59,7 @@ class State(NamedTuple):
     weight: tf.Tensor  # (keys, 1) float64, in the lanes' histograms
     peak: tf.Tensor  # (keys, 1) float64, the surprise of the last row that counted in full
     age: tf.Tensor  # (keys, 1) float64, rows since then
-    total: tf.Tensor  # (keys, 1, BINS + 1) float32, the histogram of the surprise as a whole
+    total: tf.Tensor  # (keys, 1, BINS + 1) float32, the histogram of the surprise as a whole, in odds
     inverse: tf.Tensor  # (keys, columns, columns) float64, inverse covariance; (keys, 0, 0) of a single column
     lanes: surprise.State
 
@@ -133,7 +135,9 @@ class Detector(tf.Module):
         if columns > 1:
             found = tf.reduce_mean(by_lane**LANES_POWER, axis=-1, keepdims=True) ** (1.0 / LANES_POWER)
         warm = state.rows >= surprise.WARM_UP_ROWS
-        p = tails.p_value(state.total, state.weight, found)
+        # A surprise is a logarithm; on the histogram's grid, and in its fitted tail, is what it is the logarithm of.
+        odds = tf.math.expm1(found * math.log(10.0)) * ODDS_UNIT
+        p = tails.p_value(state.total, state.weight, odds)
         age = state.age + 1.0
         bar = SAME_STRENGTH * state.peak * tf.maximum(1.0 - age / max(self.config.quiet_rows, 1), 0.0)
         fresh = found >= bar
@@ -143,7 +147,7 @@ class Detector(tf.Module):
             weight=tf.where(warm, state.weight * surprise.kept() + 1.0, state.weight),
             peak=tf.where(fresh, found, state.peak),
             age=tf.where(fresh, tf.zeros_like(age), age),
-            total=tf.where(warm[..., None], tails.observe(state.total, found, surprise.kept()), state.total),
+            total=tf.where(warm[..., None], tails.observe(state.total, odds, surprise.kept()), state.total),
             inverse=inverse,
             lanes=learnt,
         )

@@ -37,7 +37,9 @@ def read_head(path: str) -> Head:
         block = next(as_commas(whole_lines(path)), b"")
     except (UnreadableFileError, OSError):
         return Head((), (), 0)
-    lines = [line for line in itertools.islice(block.split(b"\n"), 2 * _ROWS) if line.strip(b"\r")]
+    # Arrow gives up on a line with too many fields that is no UTF-8.
+    text = b"\n".join(itertools.islice(block.split(b"\n"), 2 * _ROWS)).decode(errors="replace").encode()
+    lines = [line for line in text.split(b"\n") if line.strip(b"\r")]
     if not lines:
         return Head((), (), 0)
     names = tuple(name.strip() for name in next(csv.reader([as_text(lines[0])])))

@@ -103,7 +103,7 @@ def test_another_version_goes_on_with_the_states(tmp_path: Path) -> None:
 
 
 def test_thousands_of_keys_side_by_side_score_as_each_alone() -> None:
-    keys, each = 3000, 130
+    keys, each = 1500, 130
     draw = np.random.default_rng(3)
     key = draw.permutation(np.repeat(np.arange(keys), each))
     x = draw.normal(size=len(key)) * (1 + key % 7) + key
@@ -113,7 +113,7 @@ def test_thousands_of_keys_side_by_side_score_as_each_alone() -> None:
     together, state = run(step, table, 50_000)
     assert state.num_rows == keys
     assert column(together, SCORE).max() > 0.3
-    for number in (0, 1, 1234, keys - 1):
+    for number in (0, 1, 234, keys - 1):
         mine = pa.array(key == number)
         alone, _ = run(step, table.filter(mine))
         assert alone.equals(together.filter(mine).combine_chunks()), f"key {number}"

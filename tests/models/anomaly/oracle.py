@@ -79,13 +79,14 @@ class Oracle:
             abs(self.drift) / one,
             min(self.distances[-surprise.STAY_ROWS :]) / one,
         ]
-        found, p = 0.0, self.total.p(0.0, self.weight)
+        found, p = 0.0, 1.0
         if n >= surprise.WARM_UP_ROWS:
             ps = [histogram.p(number, self.weight) for histogram, number in zip(self.channels, numbers, strict=True)]
             powers = [(-math.log10(each)) ** surprise.POWER for each in ps]
             found = float(np.average(powers, weights=surprise.WEIGHTS) ** (1 / surprise.POWER))
-            p = self.total.p(found, self.weight)
-            for histogram, number in zip([*self.channels, self.total], [*numbers, found], strict=True):
+            odds = (10**found - 1) * detector.ODDS_UNIT
+            p = self.total.p(odds, self.weight)
+            for histogram, number in zip([*self.channels, self.total], [*numbers, odds], strict=True):
                 histogram.observe(number)
             self.weight = self.weight * surprise.kept() + 1
         self.age += 1
