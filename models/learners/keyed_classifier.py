@@ -2,7 +2,7 @@
 
 The common model, the parent, is a logistic regression on all rows. A key's own model is the parent plus a correction with a
 prior of zero: with few labels it hardly differs, with many it is the key's own. A key graduates when it has had
-`graduate_rows` labels and its own model was right lately at least as often as the parent; and goes back when it is not.
+`graduate_rows` labels, and goes back while its own model was right clearly less often than the parent lately.
 
 Memory is bounded and taken from the start: `max_keys` corrections with their curvature, for each class but the first
 (columns + 1)^2 + columns + 1 floats a key (12.7 MiB for 4,096 keys of 27 columns and two classes). Keys beyond that stay on the
@@ -29,6 +29,7 @@ from models.learners.experts.standardiser import Standardiser, clipped
 from models.learners.signatures import NamedColumns, named_signatures
 
 PARENT_HALF_LIFE_ROWS = 4000.0
+DOUBT = 0.5  # times the root of a key's labels: by so many fewer its own model may have been right, and still speaks
 RATES_HALF_LIFE_ROWS = 4000.0  # of how often each class comes
 AGES = (0, 5, 10, 20, 50, 100)  # the least labels of a key in each group of ages
 
@@ -63,7 +64,7 @@ class KeyedClassifierConfig:
     new_keys: Literal["parent", "prior", "abstain"] = "parent"
     max_keys: int = 4096
     graduate_rows: int = 5
-    prior_rows: float = 2.0
+    prior_rows: float = 1.0
     half_life_rows: float = 500.0
     parent: bool = True
     seed: int = 7
@@ -192,7 +193,10 @@ class KeyedClassifier(tf.Module):
         if not self._config.parent:
             return tf.gather(self.labels, slots) > 0.0
         enough = tf.gather(self.age, slots) >= self._config.graduate_rows
-        return tf.logical_and(enough, tf.gather(self.own_right, slots) >= tf.gather(self.parent_right, slots))
+        # Of few labels chance decides who was right more often, and the own model is still getting better.
+        doubt = DOUBT * tf.sqrt(tf.gather(self.labels, slots))
+        clearly_worse = tf.gather(self.own_right, slots) + doubt < tf.gather(self.parent_right, slots)
+        return tf.logical_and(enough, tf.logical_not(clearly_worse))
 
     def _said(self, parent: tf.Tensor, own: tf.Tensor, graduated: tf.Tensor) -> tf.Tensor:
         """(rows, classes): the log-odds of who speaks."""
