@@ -95,7 +95,8 @@ class ServedModel:
 
 
 def to_numpy(batch: pa.RecordBatch, name: str, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """The column for a signature's input, as the array it wants: (rows, *shape). A null becomes NaN where the type has one.
+    """The column for a signature's input, as the array it wants: (rows, *shape). A null becomes NaN where the type has one,
+    and an empty text.
 
     Raises:
         ValueError: no column feeds it, nulls where the type has no NaN, or a type that cannot be cast without changing values.
@@ -115,7 +116,11 @@ def to_numpy(batch: pa.RecordBatch, name: str, dtype: str, shape: tuple[int | No
         raise ValueError(
             f"column {name!r}: the model wants shape {list(shape)} a row, the column is {batch.schema.field(name).type}"
         )
-    if not dtype.startswith("float") and (nulls := column.null_count if missing is None else missing.sum()):
+    if (
+        dtype != "string"
+        and not dtype.startswith("float")
+        and (nulls := column.null_count if missing is None else missing.sum())
+    ):
         raise ValueError(f"column {name!r} has {nulls} nulls, and {dtype} has no NaN to stand for them")
     array = _cast(name, column, dtype).reshape(batch.num_rows, *(sizes or shape))
     return array if missing is None else np.where(missing.reshape(-1, *[1] * len(sizes)), np.nan, array).astype(dtype)
@@ -136,11 +141,13 @@ def _cast(name: str, column: pa.Array, dtype: str) -> np.ndarray:
     if not _takes(dtype, column.type):
         raise ValueError(f"column {name!r} is {column.type}, the model wants {dtype}: cast it in a `map` step")
     if dtype == "string":
-        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
+        texts = np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
+        return np.where(column.is_valid().to_numpy(zero_copy_only=False), texts, "") if column.null_count else texts
     if dtype.startswith("float"):
         # Doubles are rounded to single precision where the model wants that.
         column = column if kinds.is_floating(column.type) else column.cast(pa.float64())
-        return column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+        with np.errstate(over="ignore"):  # beyond that they are infinite
+            return column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
     try:
         return column.cast(pa.from_numpy_dtype(np.dtype(dtype))).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:

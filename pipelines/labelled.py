@@ -21,6 +21,7 @@ from pipelines.job import JobSpec, LearnerSection
 from transforms.batches import RESERVED
 from transforms.file_source import FileSource, all_files
 from transforms.label_context import LabelContext
+from transforms.schema import Schema
 from transforms.sources import Source
 
 FILE = "learner.json"
@@ -138,7 +139,7 @@ def _classes(job: JobSpec, labels: Source) -> dict[str, Any]:
     except FileNotFoundError:
         pass
     assert job.labels is not None
-    found = _described(job.labels.column, _distinct(job.labels.column, labels))
+    found = _described(job.labels.column, _distinct(job.labels.column, labels), labels.schema)
     write_text_atomically(str(file), json.dumps(found))
     return found
 
@@ -167,12 +168,13 @@ def _distinct(label: str, labels: Source) -> pa.Array:
     found: pa.ChunkedArray | None = None
     for part in all_files(labels):
         for piece in labels.read(part):
-            if pa.types.is_floating(piece.batch.column(label).type):
-                return piece.batch.column(label).slice(0, 0)  # no classes, whatever they are
             values = pc.unique(piece.batch.column(label).drop_null())
             found = pa.chunked_array([values] if found is None else [*found.chunks, values])
             found = pa.chunked_array([pc.unique(found)])
-            if len(found) > MOST_CLASSES:
+            if pa.types.is_floating(values.type):
+                if pc.all(pc.equal(pc.floor(values), values)).as_py() is False or len(found) > MOST_CLASSES:
+                    break  # a number, not classes
+            elif len(found) > MOST_CLASSES:
                 raise ValueError(
                     f"label {label!r} has more than {MOST_CLASSES} different values: it looks like a number or a key, not "
                     "like classes. To estimate a number, run the template regress; otherwise name them: --param classes=a,b"
@@ -180,16 +182,34 @@ def _distinct(label: str, labels: Source) -> pa.Array:
     return found.combine_chunks() if found is not None else pa.array([], pa.int64())
 
 
-def _described(label: str, values: pa.Array) -> dict[str, Any]:
+def _described(label: str, values: pa.Array, columns: Schema) -> dict[str, Any]:
+    """The options for the classes that the labels are.
+
+    Args:
+        label: the label column.
+        values: those that occur; of decimal numbers at least one that is not whole, if there is one.
+        columns: of the labels' source.
+    """
     kind = values.type
     if pa.types.is_boolean(kind):
         return {CLASSES: 2}
     if pa.types.is_dictionary(kind):
         values, kind = values.dictionary_decode(), kind.value_type
     if pa.types.is_floating(kind):
+        if len(values) <= MOST_CLASSES and all(value.is_integer() for value in values.to_pylist()):
+            as_text = ",".join(f"{c.name}:{'string?' if c.name == label else c.type_text}" for c in columns.columns)
+            raise ValueError(
+                f"label {label!r} has whole numbers that are written as decimals, like {values[0]}, as some programs do where "
+                f"a few are missing. Write them without a point, or take them as texts: --param columns={as_text}"
+            )
         raise ValueError(
             f"label {label!r} is a decimal number; classes are whole numbers or text. To estimate a number, run the template "
             f"regress; if it is a class, declare its type: --param columns=...,{label}:int64"
+        )
+    if not len(values) and not pa.types.is_integer(kind):
+        raise ValueError(
+            f"label {label!r} has no value in any of the files that are there, so they do not tell which classes there are. "
+            "Name them: --param classes=a,b"
         )
     names = sorted(values.to_pylist())
     if pa.types.is_integer(kind) and (not names or (names[0] >= 0 and names[-1] < max(2 * len(names), 2))):

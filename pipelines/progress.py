@@ -1,4 +1,4 @@
-"""Shows how a job gets on: records, records/s, the live version, the accuracy so far."""
+"""Shows how a job gets on: records, records/s, the live version, the accuracy or the error so far."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -35,6 +37,7 @@ class ConsoleProgress:
             disable=quiet or not self._console.is_terminal,
         )
         self._records = self._right = self._first_right = self._evaluated = 0
+        self._square: float | None = None  # sum of the squared errors of predictions that are numbers
         self._version = 0
         self._started = self._last_line = time.monotonic()
 
@@ -71,6 +74,11 @@ class ConsoleProgress:
             return
         columns = [label, "prediction", *([FIRST + "prediction"] if with_first else [])]
         table = pq.read_table(file, columns=columns)
+        if pa.types.is_floating(table.column("prediction").type):
+            off = pc.subtract(*(table.column(name).cast(pa.float64()) for name in columns[:2])).drop_null().to_numpy()
+            self._evaluated += len(off)
+            self._square = (self._square or 0.0) + float(np.sum(off * off))
+            return
         given = [table.column(name).to_numpy() for name in columns]
         self._evaluated += len(given[0])
         self._right += int(np.sum(given[0] == given[1]))
@@ -80,7 +88,9 @@ class ConsoleProgress:
     def _status(self) -> str:
         rate = self._records / max(time.monotonic() - self._started, 1e-9)
         parts = [f"{rate:,.0f} records/s", f"version {self._version} live" if self._version else "cold start"]
-        if self._evaluated:
+        if self._evaluated and self._square is not None:
+            parts.append(f"root mean square error {np.sqrt(self._square / self._evaluated):.4g}")
+        elif self._evaluated:
             parts.append(f"accuracy {self._right / self._evaluated:.3f}")
             if self._first_right:
                 parts.append(f"(first version {self._first_right / self._evaluated:.3f})")

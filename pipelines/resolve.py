@@ -42,9 +42,9 @@ def resolve(job: JobSpec) -> Resolved:
     """
     check_output(job.output)
     try:
-        records, schema = _source(job.source, _fed_columns(job))
-        labels = _labels_source(job, schema)
         own_label = job.labels.column if job.labels and job.labels.source is None else None
+        records, schema = _source(job.source, _fed_columns(job), own_label)
+        labels = _labels_source(job, schema)
         if own_label is not None and own_label not in schema.names:
             raise JobError(f"the records have no label column {own_label!r}; they have {', '.join(schema.names)}")
         columns = _batch_schema(schema, ordered=True)
@@ -121,7 +121,9 @@ def check_output(folder: str) -> None:
         ) from None
 
 
-def _source(section: SourceSection, fed: Sequence[str] = (), declare: str = "columns") -> tuple[Source, Schema]:
+def _source(
+    section: SourceSection, fed: Sequence[str] = (), label: str | None = None, declare: str = "columns"
+) -> tuple[Source, Schema]:
     time = TimeSpec(
         section.time.column,
         section.time.unit,
@@ -134,19 +136,20 @@ def _source(section: SourceSection, fed: Sequence[str] = (), declare: str = "col
         topic = topic_source(section, time, declare)
         return topic, topic.schema
     assert section.path is not None, "a source is files or a topic"
-    schema = Schema.parse(section.columns) if section.columns else _inferred(section, fed, declare)
+    schema = Schema.parse(section.columns) if section.columns else _inferred(section, fed, label, declare)
     source = FileSource(section.path, section.format, schema, time, section.batch_rows, section.out_of_orderness)
     source.list_files()
     return source, schema
 
 
-def _inferred(section: SourceSection, fed: Sequence[str], declare: str) -> Schema:
+def _inferred(section: SourceSection, fed: Sequence[str], label: str | None, declare: str) -> Schema:
     """The schema of the first file that tells one.
 
     Args:
         section: the source.
         fed: columns that go to the model as they are. A missing value of theirs is a fault of the record unless the user
             declared the column with `?`.
+        label: a column that is missing where there is no label, even if it never was in the rows that are looked at.
         declare: the parameter that declares columns.
     """
     assert section.path is not None, "those of a topic are declared"
@@ -157,7 +160,7 @@ def _inferred(section: SourceSection, fed: Sequence[str], declare: str) -> Schem
         except ValueError as error:
             faults.append(str(error))
             continue
-        return Schema(tuple(replace(column, nullable=column.nullable and column.name not in fed) for column in found.columns))
+        return Schema(tuple(replace(c, nullable=c.name == label or (c.nullable and c.name not in fed)) for c in found.columns))
     raise JobError(f"{faults[0].rstrip('.')}. Declare the columns: --param {declare}=price:float64,city:string")
 
 

@@ -115,7 +115,9 @@ class ErrorAlarm:
         answers = context[:, known.labels : known.labels + known.answers].reshape(-1, online.experts, online.outputs)
         if self._numbers:
             truth = rows.column(self.label).cast(pa.float64()).to_numpy()
-            return np.nan_to_num(np.abs(answers[:, :, 0] - truth[:, None]), nan=0.0, posinf=LARGEST_VALUE)
+            # A label that learners take for none says nothing here, either.
+            off = np.where(np.abs(truth) < LARGEST_VALUE, np.abs(answers[:, :, 0].T - truth), 0.0).T
+            return np.nan_to_num(off, nan=0.0, posinf=LARGEST_VALUE)
         labels = class_codes(rows.column(self.label), self.vocabulary)
         said = answers[:, :, 0] > 0.0 if online.outputs == 1 else np.argmax(answers, axis=2)
         return (said != labels.to_numpy()[:, None]).astype(np.float64)

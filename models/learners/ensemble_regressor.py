@@ -100,14 +100,18 @@ class EnsembleRegressor(tf.Module):
     def _learn(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Learns from labelled rows, in order; fails, and changes nothing, if a label is not finite.
 
+        A label whose square would leave float32 says nothing: it counts as what was expected.
+
         Returns `rmse` of the rows before they were learnt."""
         label = given[self._inputs.label]
-        usable = tf.reduce_all(tf.logical_and(tf.math.is_finite(label), tf.abs(label) < LARGEST_VALUE))
-        with tf.control_dependencies([tf.debugging.Assert(usable, ["a label is not finite"], name="finite")]):
+        finite = tf.reduce_all(tf.math.is_finite(label))
+        with tf.control_dependencies([tf.debugging.Assert(finite, ["a label is not finite"], name="finite")]):
             x = self._inputs.columns(given)
             said = self._experts(self._inputs.encoded(given, x, self.standardiser, self.of_label))
             mean, deviation = self._label_scale()
-            off = label - (mean + deviation * self.pool.estimates(said))
+            expected = mean + deviation * self.pool.estimates(said)
+            label = tf.where(tf.abs(label) < LARGEST_VALUE, label, expected)
+            off = label - expected
             rmse = tf.sqrt(tf.reduce_mean(off**2))
         with tf.control_dependencies([rmse]):
             self.of_label.observe(label[:, None])

@@ -152,12 +152,14 @@ def test_micro_batches_and_one_batch_agree(tmp_path, template):
     ("label", "params", "says"),
     [
         (np.linspace(0, 1, 300), {}, "is a decimal number.*run the template regress"),
+        (np.where(np.arange(300) % 3, np.arange(300) % 2, np.nan), {}, "written as decimals, like 1.0.*y:string[?]"),
+        (np.full(300, np.nan), {}, "no value in any of the files.*classes=a,b"),
         (np.arange(300), {}, "more than 200 different values"),
         (np.arange(300) % 2, {"label": "z"}, "no label column 'z'; they have a, b, const, y"),
         (np.arange(300) % 2, {"classes": "yes,no"}, "expected such numbers"),
         (np.arange(300) % 2, {"features": "q"}, "no column q"),
     ],
-    ids=["decimal", "key", "no such label", "other classes", "no such feature"],
+    ids=["decimal", "whole decimals", "never", "key", "no such label", "other classes", "no such feature"],
 )
 def test_what_cannot_be_learnt_is_said(tmp_path, label, params, says):
     data = records(300)
@@ -175,3 +177,33 @@ def test_on_the_command_line(tmp_path):
     assert result.exit_code == 0, result.output
     summary = json.loads(result.output.strip().splitlines()[-1])
     assert {"accuracy", "kappa_temporal", "records_per_s", "versions"} <= summary.keys() and summary["accuracy"] > 0.8
+
+
+def test_what_is_missing_in_text_is_a_value_of_its_own_and_a_missing_label_is_none(tmp_path):
+    """In JSON Lines a text may be null, in CSV a field is empty."""
+    data = records(600)
+    kind = np.random.default_rng(3).choice(["red", "green", ""], 600)
+    data["kind"] = pd.Series(kind, dtype=object).where(kind != "", None)
+    data["y"] = np.where(kind == "", "rest", np.where(data.a > 0, "up", "down"))
+    data.loc[300::5, "y"] = None
+    data.to_json(tmp_path / "in.jsonl", orient="records", lines=True)
+    answers = []
+    for number, file in enumerate(("in.csv", "in.jsonl")):
+        spec = job("classify", tmp_path, data, input=str(tmp_path / file), output=str(tmp_path / str(number)), label_delay="5")
+        summary, given = run(spec)
+        assert summary.dead_letters == 0 and summary.evaluated == 540 and summary.accuracy > 0.8
+        assert set(given["prediction"]) == {"rest", "up", "down"}
+        answers.append(given)
+    late = kind[400:] == ""
+    assert (answers[0]["prediction"].to_numpy()[400:] == "rest")[late].mean() > 0.95
+    pd.testing.assert_series_equal(*[answer["prediction"].reset_index(drop=True) for answer in answers])
+
+
+def test_a_label_too_large_to_learn_takes_no_other_with_it(tmp_path):
+    data = records(400)
+    data["y"] = 3.0 * data.a
+    data.loc[50::60, "y"] = 1e30
+    summary, given = run(job("regress", tmp_path, data, label_delay="3"))
+    assert summary.dead_letters == 0 and summary.versions > 5
+    fine = (data["y"] < 1e30).to_numpy() & (np.arange(400) >= 250)
+    assert np.sqrt(np.mean((given["prediction"] - data["y"]).to_numpy()[fine] ** 2)) < 1.0
