@@ -201,7 +201,8 @@ def _quiet(noise: str) -> np.ndarray:
 @pytest.mark.parametrize("rate", [1e-2, 1e-3])
 def test_the_false_alarm_rate_is_held_on_streams_without_anomalies(noise: str, rate: float) -> None:
     share = float(np.mean(_quiet(noise) <= rate))
-    assert share <= 1.25 * rate, f"{noise}: {share:.5f} of the rows have a p-value of at most {rate}"
+    # Far fewer than were asked for would mean that anomalies are missed, too.
+    assert 0.3 * rate <= share <= 1.25 * rate, f"{noise}: {share:.5f} of the rows have a p-value of at most {rate}"
 
 
 def test_alarms_are_the_rows_with_small_p_values_that_do_not_repeat_one() -> None:
