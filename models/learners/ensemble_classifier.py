@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from models.learners.experts.classes import Classes
 from models.learners.experts.inputs import Encoded, Inputs, KnownLabels
 from models.learners.experts.kernel import WIDTHS, kernel_means
 from models.learners.experts.logistic import LogisticExperts
@@ -68,10 +69,7 @@ class EnsembleClassifierConfig:
     def __post_init__(self) -> None:
         if not (self.features or self.text_features):
             raise ValueError("an EnsembleClassifier wants at least one feature column")
-        if self.classes < 2:
-            raise ValueError(f"classes: expected 2 or more, got {self.classes}")
-        if self.vocabulary and len(self.vocabulary) != self.classes:
-            raise ValueError(f"vocabulary: expected {self.classes} labels, one a class, got {len(self.vocabulary)}")
+        Classes(self.classes, self.vocabulary)  # refuses what are no classes
         for name in ("memory_rows", "half_life_rows", "trees", "depth", "grown", "hidden", "steps", "batch_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
@@ -84,8 +82,8 @@ class EnsembleClassifier(tf.Module):
         super().__init__(name="ensemble_classifier")
         self._config = config
         known = KnownLabels.of(len(config.features), config.classes) if config.context else None
-        label_type = tf.string if config.vocabulary and isinstance(config.vocabulary[0], str) else tf.int64
-        self._inputs = inputs = Inputs(config.features, config.text_features, config.label, label_type, known)
+        self._classes = Classes(config.classes, config.vocabulary)
+        self._inputs = inputs = Inputs(config.features, config.text_features, config.label, self._classes.type, known)
         classes, wide = config.classes, inputs.width + inputs.context_width
         self.standardiser = Standardiser(inputs.width, config.half_life_rows)
         # Of the rows: the columns without gaps, and their context as it was encoded then.
@@ -111,15 +109,14 @@ class EnsembleClassifier(tf.Module):
         rows = self._inputs.encoded(given, self._inputs.columns(given), self.standardiser)
         probabilities = self.stacking.probabilities(log_odds(self._experts(rows)))
         code = tf.argmax(probabilities, axis=1)
-        prediction = tf.gather(tf.constant(config.vocabulary, self._inputs.label_type), code) if config.vocabulary else code
         score = probabilities[:, 1] if config.classes == 2 else tf.reduce_max(probabilities, axis=1)
-        return {"prediction": prediction, "score": score}
+        return {"prediction": self._classes.labels(code), "score": score}
 
     def _learn(self, given: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Learns from labelled rows, in order; fails, and changes nothing, if a label is none of the classes.
 
         Returns `loss`, the mean log loss of the rows before they were learnt, and `accuracy` likewise."""
-        codes, checks = self._codes(given[self._inputs.label])
+        codes, checks = self._classes.codes(given[self._inputs.label])
         with tf.control_dependencies(checks):
             targets = tf.one_hot(codes, self._config.classes)
             x = self._inputs.columns(given)
@@ -180,22 +177,6 @@ class EnsembleClassifier(tf.Module):
 
     def _for_perceptron(self, rows: Encoded) -> tf.Tensor:
         return tf.concat([rows.with_context, self.standardiser.binned(rows.z)], axis=1)
-
-    def _codes(self, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Operation]]:
-        """The classes of labels, and what must hold of them before anything is changed."""
-        classes, vocabulary = self._config.classes, self._config.vocabulary
-        if vocabulary:
-            same = labels[:, None] == tf.constant(vocabulary, labels.dtype)
-            known = tf.reduce_all(tf.reduce_any(same, axis=1))
-            return tf.argmax(tf.cast(same, tf.int32), axis=1), [
-                tf.debugging.Assert(known, ["a label is not one of", ", ".join(map(str, vocabulary))], name="known")
-            ]
-        return labels, [
-            tf.debugging.assert_less(
-                labels, tf.constant(classes, tf.int64), f"a label is not below {classes}, the number of classes"
-            ),
-            tf.debugging.assert_non_negative(labels, "a label is negative"),
-        ]
 
 
 def _for_trees(rows: Encoded) -> tf.Tensor:

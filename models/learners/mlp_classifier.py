@@ -20,6 +20,7 @@ from itertools import pairwise
 import tensorflow as tf
 
 from models.learners.adam import Adam
+from models.learners.experts.classes import Classes
 from models.naming import input_names
 
 # A column counts as constant that varies less than these: float32's epsilon, as a share of the mean; next to nothing.
@@ -34,8 +35,9 @@ class MlpClassifierConfig:
 
     Attributes:
         features: names of the numeric columns, in the order of the network's inputs.
-        label: name of the label column, integers from 0 to classes - 1.
+        label: name of the label column: integers from 0 to classes - 1, or what the `vocabulary` holds.
         classes: number of classes, at least 2.
+        vocabulary: the labels by class; empty for integers from 0.
         hidden: widths of the hidden layers.
         learning_rate: Adam's step size.
         l2: weight decay, a share of the weights taken off a step.
@@ -57,13 +59,13 @@ class MlpClassifierConfig:
     batch_rows: int = 256
     half_life_rows: int = 10_000
     seed: int = 7
+    vocabulary: tuple[str | int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.features:
             raise ValueError("an MlpClassifier wants at least one feature column")
         input_names((*self.features, self.label))  # refuses names that TensorFlow cannot tell apart
-        if self.classes < 2:
-            raise ValueError(f"classes: expected 2 or more, got {self.classes}")
+        Classes(self.classes, self.vocabulary)  # refuses what are no classes
         for name in ("memory_rows", "steps", "batch_rows", "half_life_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
@@ -75,6 +77,7 @@ class MlpClassifier(tf.Module):
     def __init__(self, config: MlpClassifierConfig) -> None:
         super().__init__(name="mlp_classifier")
         self._config = config
+        self._classes = Classes(config.classes, config.vocabulary)
         width = len(config.features)
         sizes = [width, *config.hidden, config.classes]
         self.weights, self.biases = [], []
@@ -98,7 +101,7 @@ class MlpClassifier(tf.Module):
         """`serving_default` predicts, `learn` learns; both take the columns by name, each of shape (rows,)."""
         *names, label_name = input_names((*self._config.features, self._config.label))
         columns = {name: tf.TensorSpec([None], tf.float32, name=name) for name in names}
-        label = {label_name: tf.TensorSpec([None], tf.int64, name=label_name)}
+        label = {label_name: tf.TensorSpec([None], self._classes.type, name=label_name)}
 
         @tf.function
         def predict(**given: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -120,20 +123,20 @@ class MlpClassifier(tf.Module):
             x: (rows, features) float32.
 
         Returns:
-            `prediction` (rows,) int64, the likeliest class; `score` (rows,) float32, with two classes the probability of class
+            `prediction` (rows,), the likeliest label; `score` (rows,) float32, with two classes the probability of class
             1, with more that of the predicted class.
         """
         probabilities = tf.nn.softmax(self._logits(self._standardise(x)))
-        prediction = tf.argmax(probabilities, axis=1)
+        code = tf.argmax(probabilities, axis=1)
         score = probabilities[:, 1] if self._config.classes == 2 else tf.reduce_max(probabilities, axis=1)
-        return {"prediction": prediction, "score": score}
+        return {"prediction": self._classes.labels(code), "score": score}
 
     def learn(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
         """Learns from labelled rows, in order.
 
         Args:
             x: (rows, features) float32, at least one row.
-            y: (rows,) int64.
+            y: (rows,) labels.
 
         Returns:
             `loss` () float32, the mean cross-entropy of the last step.
@@ -141,15 +144,10 @@ class MlpClassifier(tf.Module):
         Raises:
             tf.errors.InvalidArgumentError: a label is none of the classes; nothing has changed then.
         """
-        classes = tf.constant(self._config.classes, tf.int64)
-        # A label outside the classes would index beyond the network's outputs: fail, and before anything is changed.
-        checks = [
-            tf.debugging.assert_less(y, classes, f"a label is not below {self._config.classes}, the number of classes"),
-            tf.debugging.assert_non_negative(y, "a label is negative"),
-        ]
+        codes, checks = self._classes.codes(y)
         with tf.control_dependencies(checks):
             self._observe(x)
-            self._remember(x, y)
+            self._remember(x, codes)
             return {"loss": self._rehearse()}
 
     def _rehearse(self) -> tf.Tensor:

@@ -117,7 +117,7 @@ def test_features_that_matter_are_selected(tmp_path: Path) -> None:
     draw = np.random.default_rng(5)
     rows = draw.normal(size=(3000, 8))
     label = np.where(np.arange(3000) < 1500, rows[:, 0] - rows[:, 1], rows[:, 2] + rows[:, 3]) > 0
-    table = pa.table({f"f{place}": rows[:, place] for place in range(8)} | {"y": label.astype(np.int64)})
+    table = pa.table({f"f{place}": rows[:, place] for place in range(8)} | {"y": np.where(label, "yes", "no")})
     pyarrow.csv.write_csv(table, tmp_path / "in.csv")
     template, here = templates.load("select-features")
     given = {"input": str(tmp_path / "in.csv"), "label": "y", "output": str(tmp_path / "out"), "relevance_half_life": 200}

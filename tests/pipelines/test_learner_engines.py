@@ -61,14 +61,16 @@ def features() -> Case:
     x = draw.normal(size=(ROWS, 4)).round(3)
     label = np.where(np.arange(ROWS) < ROWS // 2, x[:, 0] - x[:, 1], x[:, 2]) > 0
     records = [
-        {"t": i, "id": i, **{f"f{j}": v for j, v in enumerate(x[i].tolist())}, "label": int(label[i])} for i in range(ROWS)
+        {"t": i, "id": i, **{f"f{j}": v for j, v in enumerate(x[i].tolist())}, "label": "yes" if label[i] else "no"}
+        for i in range(ROWS)
     ]
     return Case(
         [json.dumps(record).encode() for record in records],
-        "t:int64,id:int64,f0:float64,f1:float64,f2:float64,f3:float64,label:int64",
+        "t:int64,id:int64,f0:float64,f1:float64,f2:float64,f3:float64,label:string",
         {
             "features": "f0,f1,f2,f3",
             "label": "label",
+            "classes": "no,yes",
             "label_delay": "30s",
             "learn_rows": LEARN_ROWS,
             "relevance_half_life": 200,

@@ -32,7 +32,7 @@ NEEDED = {
     "cluster": {"input": "in.csv"},
     "select-features": {"input": "in.csv", "label": "y"},
     "cluster-kafka": {"bootstrap": "b:9092", "topic": "t"},
-    "select-features-kafka": {"bootstrap": "b:9092", "topic": "t", "label": "y"},
+    "select-features-kafka": {"bootstrap": "b:9092", "topic": "t", "label": "y", "classes": "0,1"},
     "detect-anomalies": {"input": "in"},
     "detect-anomalies-kafka": {"bootstrap": "b:9092", "topic": "t", "alarms_topic": "a"},
 }
