@@ -24,7 +24,7 @@ from transforms.label_context import LabelContext
 from transforms.schema import Schema
 from transforms.sources import Source
 
-FILE = "learner.json"
+CLASSES_FILE = "learner.json"
 TEXTS_FILE = "text_columns.json"
 KEYED = "keyed_classifier"  # learns where the options name a key
 LOOKED_AT_ROWS = 2000  # in them a column of text shows whether its values come again,
@@ -133,7 +133,7 @@ def _numeric(job: JobSpec, columns: pa.Schema, section: LearnerSection) -> tuple
 
 def _classes(job: JobSpec, labels: Source) -> dict[str, Any]:
     """The options that say which classes there are."""
-    file = Path(job.output) / FILE
+    file = Path(job.output) / CLASSES_FILE
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -95,7 +95,7 @@ def run_template(
         return
     job = on_runner(filled, **settings)
     if fresh and not dry_run:
-        _clear(job)
+        clear(job)
     with hushed():  # TensorFlow and Beam take seconds to import: not for `--help`
         from pipelines.execute import Execution
         from pipelines.progress import ConsoleProgress
@@ -147,7 +147,7 @@ def replay(output: str, target: str | None, runner: str | None, parallelism: int
 
     target = target or f"{output.rstrip('/')}-replay"
     job = on_runner(replay_of(output, target), runner=runner, parallelism=parallelism)
-    _clear(job)
+    clear(job)
     with ConsoleProgress(quiet=quiet) as progress:
         execution = Execution(job, progress=progress)
         progress.begin(execution.resolved)
@@ -217,9 +217,10 @@ def _template_help(name: str) -> str:
     return "\n".join(lines)
 
 
-def _clear(job: JobSpec) -> None:
+def clear(job: JobSpec) -> None:
     """Deletes what a job left, and nothing else; a folder that is not a job's stays untouched."""
     from models.opened import forget
+    from pipelines.labelled import CLASSES_FILE, TEXTS_FILE
     from runners.checkpoint import LOCK, lock
 
     output = Path(job.output)
@@ -233,7 +234,7 @@ def _clear(job: JobSpec) -> None:
     with lock(checkpoint / LOCK):
         for name in ("predictions", "evaluations", "dead_letters", "events", "metrics", "drift"):
             shutil.rmtree(output / name, ignore_errors=True)
-        for name in ("report.html", "job.json"):
+        for name in ("report.html", "job.json", CLASSES_FILE, TEXTS_FILE):
             (output / name).unlink(missing_ok=True)
         # A job that learns begins with a model of its own; one that serves does not own the registry.
         registry = Path(job.model.registry)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from models.registry import Registry
 from pipelines import template as templates
 from pipelines.cli import main
+from pipelines.commands.run import clear
 from pipelines.execute import Execution
 from pipelines.resolve import JobError
 
@@ -50,12 +51,15 @@ def records(rows=900, seed=5):
 def test_text_labels_of_three_classes(tmp_path):
     data = records()
     data["y"] = np.select([data.a > 0.6, data.b > 0.3], ["high", "middle one"], "low")
-    summary, given = run(job("classify", tmp_path, data, label_delay="5"))
+    spec = job("classify", tmp_path, data, label_delay="5")
+    summary, given = run(spec)
     assert given["row"].tolist() == list(range(900))
     assert set(given["prediction"].dropna()) <= {"high", "middle one", "low"}
     assert summary.accuracy > 0.75 and summary.kappa_temporal > 0.5 and summary.versions > 9
     assert summary.records_per_s > 0
     assert given["version"].is_monotonic_increasing
+    clear(spec)
+    assert not any(Path(spec.output).iterdir()), "what --fresh leaves, the next job would go by"
 
 
 def test_figures_of_windows_and_segments(tmp_path):
