@@ -72,7 +72,7 @@ def accuracy_chart(measured: Measured, accuracy: Accuracy, activations: Sequence
     """Accuracy over time: live, frozen, and the last known label repeated; below, a mark at every swap."""
     some = np.flatnonzero(accuracy.evaluated)
     counts = accuracy.evaluated[some]
-    times = _middles(measured.windows)[some]
+    times = middles(measured.windows)[some]
     spans = [
         (*_span(measured.windows, place), _versions(measured, place), f"{accuracy.evaluated[place]:,}")
         for place in some.tolist()
@@ -80,13 +80,13 @@ def accuracy_chart(measured: Measured, accuracy: Accuracy, activations: Sequence
     figure = go.Figure()
     repeated = accuracy.right_persistent[some] / counts
     line = {"color": LIGHT["repeated"], "width": 1.2, "dash": "dot"}
-    figure.add_scatter(x=_iso(times), y=_short(repeated), name="last known label repeated", line=line, hovertemplate="%{y:.1%}")
+    figure.add_scatter(x=iso(times), y=_short(repeated), name="last known label repeated", line=line, hovertemplate="%{y:.1%}")
     if accuracy.right_frozen is not None:
         frozen = accuracy.right_frozen[some] / counts
         line = {"color": LIGHT["frozen"], "width": 2}
-        figure.add_scatter(x=_iso(times), y=_short(frozen), name="first version, frozen", line=line, hovertemplate="%{y:.1%}")
+        figure.add_scatter(x=iso(times), y=_short(frozen), name="first version, frozen", line=line, hovertemplate="%{y:.1%}")
     figure.add_scatter(
-        x=_iso(times),
+        x=iso(times),
         y=_short(accuracy.right[some] / counts),
         name="live model",
         line={"color": LIGHT["live"], "width": 2.6},
@@ -101,7 +101,7 @@ def accuracy_chart(measured: Measured, accuracy: Accuracy, activations: Sequence
     figure.update_layout(
         yaxis={"tickformat": ".0%", "domain": [0.17, 1], "range": limits},
         yaxis2={"domain": [0, 0.07], "visible": False, "range": [-1, 1], "fixedrange": True},
-        xaxis={"anchor": "y2", "range": _range(measured.windows), "type": "date"},
+        xaxis={"anchor": "y2", "range": time_range(measured.windows), "type": "date"},
         hovermode="x unified",
     )
     figure.add_annotation(
@@ -122,7 +122,7 @@ def _shade_cold_start(figure: go.Figure, measured: Measured) -> None:
     starts, _ = _swaps(measured)
     if not measured.cold.any() or not len(starts) or starts[0] <= measured.windows.start_us:
         return
-    start, end = _iso(np.array([measured.windows.start_us, starts[0]]))
+    start, end = iso(np.array([measured.windows.start_us, starts[0]]))
     figure.add_shape(
         type="rect", x0=start, x1=end, y0=0.17, y1=1, yref="paper", layer="below", line={"width": 0}, fillcolor=LIGHT["cold"]
     )
@@ -136,7 +136,7 @@ def _add_swaps(figure: go.Figure, measured: Measured, activations: Sequence[Mapp
         entry = why.get(version, {})
         details.append((version, escape(str(entry.get("reason") or "")), escape(str(entry.get("by") or "unknown"))))
     figure.add_scatter(
-        x=_iso(starts),
+        x=iso(starts),
         y=[0] * len(starts),
         yaxis="y2",
         mode="markers",
@@ -162,7 +162,7 @@ def lead_chart(measured: Measured, accuracy: Accuracy) -> go.Figure | None:
     lead = np.cumsum(accuracy.right - accuracy.right_frozen)
     figure = go.Figure()
     figure.add_scatter(
-        x=_iso(measured.windows.edges_us[1:]),
+        x=iso(measured.windows.edges_us[1:]),
         y=lead.tolist(),
         fill="tozeroy",
         fillcolor=LIGHT["lead"],
@@ -171,7 +171,7 @@ def lead_chart(measured: Measured, accuracy: Accuracy) -> go.Figure | None:
         hovertemplate="<b>%{y:+,}</b> records by %{x|%d %b %Y %H:%M}<extra></extra>",
     )
     figure.update_layout(
-        xaxis={"range": _range(measured.windows), "type": "date"},
+        xaxis={"range": time_range(measured.windows), "type": "date"},
         yaxis={"tickformat": "+,d"},
         showlegend=False,
         hovermode="x",
@@ -191,7 +191,7 @@ def drift_chart(windows: Windows, drift: Drift) -> go.Figure | None:
     limit = float(np.clip(moved[rows].max(), 1.0, DRIFT_LIMIT))
     figure = go.Figure()
     figure.add_heatmap(
-        x=_iso(_middles(windows)),
+        x=iso(middles(windows)),
         y=list(range(len(rows))),
         z=[_short(row, 3) for row in drift.shifts[rows]],
         customdata=[
@@ -211,7 +211,7 @@ def drift_chart(windows: Windows, drift: Drift) -> go.Figure | None:
         },
     )  # fmt: skip
     figure.update_layout(
-        xaxis={"range": _range(windows), "type": "date", "showgrid": False},
+        xaxis={"range": time_range(windows), "type": "date", "showgrid": False},
         yaxis={
             "automargin": True,
             "tickvals": list(range(len(rows))),
@@ -229,11 +229,11 @@ def drift_chart(windows: Windows, drift: Drift) -> go.Figure | None:
 def versions_chart(measured: Measured) -> go.Figure:
     """Which version predicted when, as a staircase, and below it how many records."""
     starts, versions = _swaps(measured)
-    times, numbers = _iso(starts), versions.tolist()
+    times, numbers = iso(starts), versions.tolist()
     end = int(measured.windows.edges_us[-1])
     figure = go.Figure()
     figure.add_scatter(
-        x=[*times, *_iso(np.array([end]))] if times else [],
+        x=[*times, *iso(np.array([end]))] if times else [],
         y=[*numbers, numbers[-1]] if numbers else [],
         line={"shape": "hv", "color": LIGHT["live"], "width": 2},
         name="version",
@@ -253,7 +253,7 @@ def versions_chart(measured: Measured) -> go.Figure:
         )
     filled = np.flatnonzero(measured.rows)
     spans = [(*_span(measured.windows, place), _versions(measured, place)) for place in filled.tolist()]
-    x = _iso(_middles(measured.windows)[filled])
+    x = iso(middles(measured.windows)[filled])
     kinds = (
         ("predicted", LIGHT["bars"], measured.rows - measured.cold),
         ("cold start: no version live yet", LIGHT["cold"], measured.cold),
@@ -273,7 +273,7 @@ def versions_chart(measured: Measured) -> go.Figure:
         yaxis={"domain": [0.38, 1], "title": {"text": "version"}, "tickformat": "d"}
         | ({"dtick": 1} if numbers and max(numbers) - min(numbers) < _FEW_VERSIONS else {}),
         yaxis2={"domain": [0, 0.28], "title": {"text": "records"}, "rangemode": "tozero", "nticks": 4},
-        xaxis={"anchor": "y2", "range": _range(measured.windows), "type": "date"},
+        xaxis={"anchor": "y2", "range": time_range(measured.windows), "type": "date"},
         barmode="stack",
         bargap=0.15,
         hovermode="closest",
@@ -284,11 +284,11 @@ def versions_chart(measured: Measured) -> go.Figure:
 def scores_chart(windows: Windows, scores: Scores) -> go.Figure:
     """How the model's scores were spread, window by window."""
     shares = scores.rows / np.maximum(scores.rows.sum(axis=1, keepdims=True), 1)
-    middles = (scores.edges[1:] + scores.edges[:-1]) / 2
+    of_bins = (scores.edges[1:] + scores.edges[:-1]) / 2
     figure = go.Figure()
     figure.add_heatmap(
-        x=_iso(_middles(windows)),
-        y=_short(middles),
+        x=iso(middles(windows)),
+        y=_short(of_bins),
         z=[_short(row) for row in shares.T],
         colorscale=[[0, LIGHT["panel"]], [0.35, LIGHT["bars"]], [1, LIGHT["live"]]],
         zmin=0,
@@ -297,7 +297,7 @@ def scores_chart(windows: Windows, scores: Scores) -> go.Figure:
         hovertemplate="score about %{y:.3~f}: <b>%{z:.1%}</b> of the records around %{x|%d %b %Y %H:%M}<extra></extra>",
     )
     figure.update_layout(
-        xaxis={"range": _range(windows), "type": "date", "showgrid": False},
+        xaxis={"range": time_range(windows), "type": "date", "showgrid": False},
         yaxis={"title": {"text": "score"}, "showgrid": False},
         hovermode="closest",
     )
@@ -323,20 +323,22 @@ def _versions(measured: Measured, place: int) -> str:
     return f"versions {low} to {high}" if low else f"versions up to {high}, after the cold start"
 
 
-def _middles(windows: Windows) -> npt.NDArray[np.int64]:
+def middles(windows: Windows) -> npt.NDArray[np.int64]:
+    """The middle of each window, in microseconds."""
     return windows.edges_us[:-1] + windows.width_us // 2
 
 
 def _span(windows: Windows, place: int) -> tuple[str, str]:
-    start, end = (text.replace("T", " ") for text in _iso(windows.edges_us[place : place + 2]))
+    start, end = (text.replace("T", " ") for text in iso(windows.edges_us[place : place + 2]))
     return start, end
 
 
-def _range(windows: Windows) -> list[str]:
-    return _iso(windows.edges_us[[0, -1]])
+def time_range(windows: Windows) -> list[str]:
+    """Where the windows begin and end, for an axis."""
+    return iso(windows.edges_us[[0, -1]])
 
 
-def _iso(times_us: npt.NDArray[np.int64]) -> list[str]:
+def iso(times_us: npt.NDArray[np.int64]) -> list[str]:
     """Times as Plotly reads them, to the millisecond, which is as fine as its axes are."""
     texts = np.datetime_as_string(times_us.astype("datetime64[us]"), unit="ms").tolist()
     return [text.removesuffix(".000").removesuffix(":00") for text in texts]

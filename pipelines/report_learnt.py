@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from models.registry import Registry
 from pipelines.parts import Parts
-from pipelines.report_charts import LIGHT, _iso, _middles, _range
+from pipelines.report_charts import LIGHT, iso, middles, time_range
 from pipelines.report_data import Windows
 from transforms.batches import EVENT_TIME
 
@@ -86,7 +86,7 @@ def _sizes(predictions: Parts, windows: Windows, events: Mapping[str, list[Any]]
             counts[cluster] = counts.get(cluster, np.zeros_like(rows)) + rows
     none = counts.pop(-1, None)
     shown = sorted(sorted(counts, key=lambda cluster: -int(counts[cluster].sum()))[:MAX_CLUSTERS])
-    figure, times = go.Figure(), _iso(_middles(windows))
+    figure, times = go.Figure(), iso(middles(windows))
     layers = [(f"cluster {cluster}", counts[cluster], PALETTE[cluster % len(PALETTE)]) for cluster in shown]
     layers += [("none", none, LIGHT["cold"])] if none is not None else []
     for name, rows, colour in layers:
@@ -99,7 +99,7 @@ def _sizes(predictions: Parts, windows: Windows, events: Mapping[str, list[Any]]
         for kind, symbol in marks.items():
             chosen = [place for place, was in enumerate(events["kind"]) if was == kind]
             figure.add_scatter(
-                x=_iso(np.array([events[EVENT_TIME][place] for place in chosen], np.int64)),
+                x=iso(np.array([events[EVENT_TIME][place] for place in chosen], np.int64)),
                 y=[1.04 * top] * len(chosen),
                 name=kind,
                 mode="markers",
@@ -108,7 +108,7 @@ def _sizes(predictions: Parts, windows: Windows, events: Mapping[str, list[Any]]
                 hovertemplate="%{customdata}<extra></extra>",
             )
     figure.update_layout(
-        xaxis={"range": _range(windows), "type": "date"},
+        xaxis={"range": time_range(windows), "type": "date"},
         yaxis={"rangemode": "tozero", "title": {"text": "records"}},
         showlegend=len(layers) <= 25,
     )
@@ -202,7 +202,7 @@ def _selection(events: Mapping[str, list[Any]], windows: Windows, features: Sequ
         times = [moment for start, stop in spans[feature] for moment in (start, stop, stop)]
         gaps = [None if place % 3 == 2 else escape(feature) for place in range(len(times))]
         figure.add_scatter(
-            x=_iso(np.array(times, np.int64)),
+            x=iso(np.array(times, np.int64)),
             y=gaps,
             mode="lines",
             line={"width": 9, "color": LIGHT["live"]},
@@ -210,7 +210,7 @@ def _selection(events: Mapping[str, list[Any]], windows: Windows, features: Sequ
             showlegend=False,
         )
     figure.update_layout(
-        xaxis={"range": _range(windows), "type": "date"},
+        xaxis={"range": time_range(windows), "type": "date"},
         yaxis={"type": "category", "automargin": True},
         margin={"l": 120},
         height=max(300, 22 * len(order) + 80),

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.parts import Parts
-from pipelines.report_charts import LIGHT, _iso, _range
+from pipelines.report_charts import LIGHT, iso, time_range
 from pipelines.report_data import Windows
 from pipelines.report_learnt import PALETTE, LearntChart
 from transforms.batches import EVENT_TIME
@@ -77,7 +77,7 @@ def _drift_times(output: str) -> list[int]:
 
 
 def _times(table: pa.Table) -> list[str]:
-    return _iso(table[EVENT_TIME].to_numpy())
+    return iso(table[EVENT_TIME].to_numpy())
 
 
 def _figures(overall: pa.Table) -> LearntChart | None:
@@ -118,7 +118,7 @@ def _mark(figure: go.Figure, windows: Windows, activations: Sequence[Mapping[str
     first, last = windows.edges_us[0], windows.edges_us[-1]
     swaps = [entry for entry in activations if first <= int(entry["effective_from_us"]) <= last]
     figure.add_scatter(
-        x=_iso(np.array([int(entry["effective_from_us"]) for entry in swaps], np.int64)),
+        x=iso(np.array([int(entry["effective_from_us"]) for entry in swaps], np.int64)),
         y=[0] * len(swaps),
         yaxis="y2",
         mode="markers",
@@ -128,7 +128,7 @@ def _mark(figure: go.Figure, windows: Windows, activations: Sequence[Mapping[str
         customdata=[escape(str(entry["version"])) for entry in swaps],
         hovertemplate="version %{customdata}<extra></extra>",
     )
-    for time in _iso(np.array(drifts, np.int64)):
+    for time in iso(np.array(drifts, np.int64)):
         figure.add_shape(
             type="line",
             x0=time,
@@ -139,7 +139,7 @@ def _mark(figure: go.Figure, windows: Windows, activations: Sequence[Mapping[str
             line={"color": LIGHT["above"], "width": 1.2, "dash": "dash"},
         )
     figure.update_layout(
-        xaxis={"anchor": "y2", "range": _range(windows), "type": "date"},
+        xaxis={"anchor": "y2", "range": time_range(windows), "type": "date"},
         yaxis={"domain": [0.12, 1]},
         yaxis2={"domain": [0, 0.06], "visible": False, "range": [-1, 1], "fixedrange": True},
     )
@@ -162,7 +162,7 @@ def _segments(metrics: pa.Table, windows: Windows) -> LearntChart:
             line=line,
             hovertemplate="%{y:.3f}",
         )
-    figure.update_layout(hovermode="x unified", xaxis={"range": _range(windows), "type": "date"}, showlegend=True)
+    figure.update_layout(hovermode="x unified", xaxis={"range": time_range(windows), "type": "date"}, showlegend=True)
     text = f"The {name} of each segment of the records in each window; at most the {MAX_SEGMENTS} with most records."
     return LearntChart("segments", "Segments", text, figure)
 
@@ -170,7 +170,7 @@ def _segments(metrics: pa.Table, windows: Windows) -> LearntChart:
 def _monitor(drift: pa.Table, windows: Windows) -> LearntChart:
     """Distances from the training rows by column, with alarms."""
     columns = list(dict.fromkeys(drift["column"].to_pylist()))[:MAX_COLUMNS]
-    figure, times = go.Figure(), _iso(drift[EVENT_TIME].to_numpy())
+    figure, times = go.Figure(), iso(drift[EVENT_TIME].to_numpy())
     chosen = [place for place, name in enumerate(drift["column"].to_pylist()) if name in columns]
     rows = {name: place for place, name in enumerate(columns)}
     told = drift.to_pylist()
@@ -194,7 +194,7 @@ def _monitor(drift: pa.Table, windows: Windows) -> LearntChart:
         showlegend=False,
     )
     figure.update_layout(
-        xaxis={"range": _range(windows), "type": "date"},
+        xaxis={"range": time_range(windows), "type": "date"},
         yaxis={
             "automargin": True,
             "tickvals": list(range(len(columns))),

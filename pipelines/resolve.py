@@ -44,6 +44,8 @@ def resolve(job: JobSpec) -> Resolved:
     try:
         own_label = job.labels.column if job.labels and job.labels.source is None else None
         records, schema = _source(job.source, _fed_columns(job), own_label)
+        if job.learner is not None:
+            _check_times(job.source, records)
         labels = _labels_source(job, schema)
         if own_label is not None and own_label not in schema.names:
             raise JobError(f"the records have no label column {own_label!r}; they have {', '.join(schema.names)}")
@@ -162,6 +164,19 @@ def _inferred(section: SourceSection, fed: Sequence[str], label: str | None, dec
             continue
         return Schema(tuple(replace(c, nullable=c.name == label or (c.nullable and c.name not in fed)) for c in found.columns))
     raise JobError(f"{faults[0].rstrip('.')}. Declare the columns: --param {declare}=price:float64,city:string")
+
+
+def _check_times(section: SourceSection, records: Source) -> None:
+    """A learner goes by time, and rows without one are numbered anew in every file."""
+    if section.time.column is not None or not isinstance(records, FileSource):
+        return
+    names = [file.name for file in records.list_files()]
+    if len(names) > 1:
+        raise JobError(
+            f"the records have no time column and lie in {len(names)} files ({', '.join(names[:3])}"
+            f"{', ...' if len(names) > 3 else ''}). Rows are numbered file by file, so all but the first one's would be late. "
+            "Name the column with the time: --param time=COLUMN, or put the rows into one file"
+        )
 
 
 def _fed_columns(job: JobSpec) -> list[str]:

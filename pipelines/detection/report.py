@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipelines.detection.graph import SCORES
 from pipelines.page import Chart, time_text, write_page
 from pipelines.parts import Parts
-from pipelines.report_charts import LIGHT, _iso
+from pipelines.report_charts import LIGHT, iso
 from transforms.batches import EVENT_TIME, SOURCE
 from transforms.detection import ALARM, P_VALUE, SCORE
 
@@ -134,7 +134,7 @@ def _chart(number: int, table: pa.Table, values: Sequence[str], row: Mapping[str
         line = table.column(column).to_numpy()
         places = _extremes(line, stretches)
         figure.add_scatter(
-            x=_iso(times[places]),
+            x=iso(times[places]),
             y=_short(line[places]),
             name=column,
             mode="lines",
@@ -145,7 +145,7 @@ def _chart(number: int, table: pa.Table, values: Sequence[str], row: Mapping[str
         # An alarm is about the row, not about one of its columns: each line that is drawn has its mark.
         marked = [table.column(column).to_numpy()[alarms] for column in values[:MAX_LINES]] or [np.zeros(len(alarms))]
         figure.add_scatter(
-            x=_iso(np.tile(times[alarms], len(marked))),
+            x=iso(np.tile(times[alarms], len(marked))),
             y=_short(np.concatenate(marked)),
             name="alarm",
             mode="markers",
@@ -155,7 +155,7 @@ def _chart(number: int, table: pa.Table, values: Sequence[str], row: Mapping[str
         )
     highest = _extremes(np.where(np.isnan(score), 0.0, score), stretches)
     figure.add_scatter(
-        x=_iso(times[highest]),
+        x=iso(times[highest]),
         y=_short(score[highest]),
         name="score",
         yaxis="y2",
@@ -167,7 +167,7 @@ def _chart(number: int, table: pa.Table, values: Sequence[str], row: Mapping[str
     figure.update_layout(
         yaxis={"domain": [0.26, 1]},
         yaxis2={"domain": [0, 0.18], "range": [0, 1.02], "fixedrange": True, "tickvals": [0, 1], "title": {"text": "score"}},
-        xaxis={"anchor": "y2", "type": "date", "range": _iso(times[[0, -1]])},
+        xaxis={"anchor": "y2", "type": "date", "range": iso(times[[0, -1]])},
         hovermode="x unified",
         height=320,
         margin={"b": 44},  # the days stand below the hours

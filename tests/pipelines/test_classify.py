@@ -203,6 +203,15 @@ def test_what_is_missing_in_text_is_a_value_of_its_own_and_a_missing_label_is_no
     pd.testing.assert_series_equal(*[answer["prediction"].reset_index(drop=True) for answer in answers])
 
 
+def test_files_without_a_time_column_are_told_apart_before_anything_is_late(tmp_path):
+    data = records(300)
+    data["y"] = (data.a > 0).astype(int)
+    spec = job("classify", tmp_path, data, input=str(tmp_path / "*.csv"))
+    data.to_csv(tmp_path / "later.csv", index=False)
+    with pytest.raises(JobError, match=r"no time column and lie in 2 files .in.csv, later.csv.*--param time=COLUMN"):
+        run(spec)
+
+
 def test_a_label_too_large_to_learn_takes_no_other_with_it(tmp_path):
     data = records(400)
     data["y"] = 3.0 * data.a
