@@ -13,6 +13,19 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from models.learners.cluster_shapes import (
+    Wide,
+    column_pairs,
+    covariances,
+    is_full,
+    join,
+    moments,
+    separations,
+    shrunk,
+    whitening,
+    widen,
+    widened,
+)
 from models.learners.cluster_state import (
     BORN,
     LOG_NORMAL,
@@ -22,10 +35,8 @@ from models.learners.cluster_state import (
     State,
     Told,
     assign,
-    join,
-    moments,
-    separations,
-    widen,
+    correlated,
+    precise,
 )
 
 LEAST_ROWS = 10  # of a new cluster
@@ -50,57 +61,79 @@ def births(state: State, told: Told, limit: float) -> tuple[State, Told]:
     """Looks for new clusters and puts them in free slots."""
     count = tf.cast(state.far_count, tf.int32)
     rows = state.far[:count]
-    size, mean, variance = _in_their_own_shape(rows, state)
+    size, mean, spread = _in_their_own_shape(rows, state)
     order = tf.argsort(-size, stable=True)
-    size, mean, variance = (tf.gather(values, order) for values in (size, mean, variance))
+    size, mean, spread = (tf.gather(values, order) for values in (size, mean, spread))
     floor = state.column_floor
-    even = tf.reduce_mean(variance / floor, axis=1, keepdims=True) * floor
-    variance = (size[:, None] * variance + PRIOR_ROWS * even) / (size[:, None] + PRIOR_ROWS) + VARIANCE_FLOOR * floor
+    spread = _less_certain(size, spread, floor)
     # As many rows, as close as these, out of noise that is spread evenly over all that was seen.
     total = tf.cast(count, tf.float64)
-    ratio = LOG_UNIFORM - LOG_NORMAL + 0.5 * tf.math.log(floor / variance)
+    ratio = LOG_UNIFORM - LOG_NORMAL + 0.5 * tf.math.log(floor / spread[:, : state.width])
     choices = tf.math.lgamma(total + 1.0) - tf.math.lgamma(size + 1.0) - tf.math.lgamma(tf.maximum(total - size, 0.0) + 1.0)
     evidence = size * tf.reduce_sum(ratio, axis=1) - state.width * tf.math.log(tf.maximum(size, 1.0)) - choices
-    first = tf.logical_and(tf.logical_not(tf.reduce_any(state.alive)), tf.range(GROUPS) == 0)  # the first needs no contrast
+    largest = tf.range(tf.shape(size)[0]) == 0
+    first = tf.logical_and(tf.logical_not(tf.reduce_any(state.alive)), largest)  # it needs no contrast
     taken = tf.where(tf.logical_and(size >= LEAST_ROWS, tf.logical_or(evidence >= EVIDENCE, first)))[:, 0]
     free = tf.where(tf.logical_not(state.alive))[:, 0]
     born = tf.minimum(tf.size(taken), tf.size(free))
     taken, slots = taken[:born], free[:born]
-    state, told = _settle(state, told, slots, *(tf.gather(values, taken) for values in (size, mean, variance)))
+    state, told = _settle(state, told, slots, *(tf.gather(values, taken) for values in (size, mean, spread)))
     state = _refine(state, slots, widen(rows), limit)
-    near = assign(state, widen(rows), state.mean, state.variance, limit).near
+    near = assign(state, widen(rows), state.mean, state.precision, limit).near
     left = tf.boolean_mask(rows, tf.logical_or(tf.logical_not(near), born == 0))
     number, room = tf.shape(left)[0], state.far.shape[0]
     far = tf.ensure_shape(tf.pad(left, [[0, room - number], [0, 0]]), [room, state.width])
     return state._replace(far=far, far_count=tf.cast(number, tf.int64), far_fresh=tf.constant(0, tf.int64)), told
 
 
+def _less_certain(size: tf.Tensor, spread: tf.Tensor, floor: tf.Tensor) -> tf.Tensor:
+    """Covariances (n, terms) of so many rows (n,), drawn to round ones and never flat."""
+    width = floor.shape[0]
+    even = tf.reduce_mean(spread[:, :width] / floor, axis=1, keepdims=True) * floor
+    more = PRIOR_ROWS * even / (size[:, None] + PRIOR_ROWS) + VARIANCE_FLOOR * floor
+    return widened(spread * (size / (size + PRIOR_ROWS))[:, None], width, more)
+
+
 def _in_their_own_shape(rows: tf.Tensor, state: State) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Groups in a metric in which clusters are about round: that of the clusters that live, else of the groups themselves."""
-    floor = state.column_floor
+    width, floor = state.width, state.column_floor
 
-    def pooled(weight: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-        logarithm = tf.math.log(variance + VARIANCE_FLOOR * floor)
-        return tf.exp(tf.reduce_sum(weight[:, None] * logarithm, axis=0) / tf.maximum(tf.reduce_sum(weight), TINY))
+    def pooled(weight: tf.Tensor, spread: tf.Tensor) -> tf.Tensor:
+        """Mean correlations with the geometric mean of the deviations, as what makes it round (width, width)."""
+        part = (weight / tf.maximum(tf.reduce_sum(weight), TINY))[:, None]
+        spread = widened(spread, width, VARIANCE_FLOOR * floor)
+        log = tf.reduce_sum(part * tf.math.log(spread[:, :width]), axis=0)
+        one, other = column_pairs(width)
+        deviation = tf.sqrt(spread[:, :width])
+        alike = spread / (tf.gather(deviation, one, axis=1) * tf.gather(deviation, other, axis=1))
+        alike = tf.reduce_sum(part * alike, axis=0, keepdims=True)
+        return _to_round(alike, tf.reduce_sum(weight)[None], width) * tf.exp(-0.5 * log)
 
     def living() -> tf.Tensor:
-        return pooled(state.weight, state.variance)
+        return pooled(state.weight, state.spread)
 
     def from_rows() -> tf.Tensor:
-        metric = floor
+        metric = tf.linalg.diag(1.0 / tf.sqrt(floor))
         for _ in range(SHAPE_PASSES):
-            size, _, variance = _one_piece(*_groups(rows, tf.sqrt(metric)), metric)
-            metric = tf.where(tf.reduce_any(size > 0.0), pooled(size, variance), metric)
+            size, _, spread = _one_piece(*_groups(rows, metric), floor)
+            metric = tf.where(tf.reduce_any(size > 0.0), pooled(size, spread), metric)
         return metric
 
     metric = tf.cond(tf.reduce_any(state.alive), living, from_rows)
-    return _one_piece(*_groups(rows, tf.sqrt(metric)), metric)
+    return _one_piece(*_groups(rows, metric), floor)
 
 
-def _groups(rows: tf.Tensor, deviation: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The GROUPS largest groups about density peaks: size, mean, variance; size 0 where there are fewer."""
+def _to_round(terms: tf.Tensor, rows: tf.Tensor, width: int) -> tf.Tensor:
+    """What makes one covariance of unit variances (1, terms), known from so many rows (1,), round: (width, width)."""
+    if not is_full(width):
+        return tf.eye(width, dtype=tf.float64)
+    return whitening(shrunk(terms, width, rows))[0]
+
+
+def _groups(rows: tf.Tensor, metric: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The largest groups about density peaks, GROUPS at the most: size, mean, covariance; one of size 0 if there is none."""
     count = tf.shape(rows)[0]
-    scaled = rows / deviation
+    scaled = tf.matmul(rows, metric, transpose_b=True)
     lengths = tf.reduce_sum(scaled * scaled, axis=1)
     squared = tf.maximum(lengths[:, None] + lengths - 2.0 * tf.matmul(scaled, scaled, transpose_b=True), 0.0)
     squared = tf.linalg.set_diag(squared, tf.zeros_like(lengths))
@@ -115,43 +148,44 @@ def _groups(rows: tf.Tensor, deviation: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
         root = tf.gather(root, root)
     core = radius <= CORE_RATIO * tf.gather(radius, root)
     member = tf.cast(tf.logical_and(root[:, None] == tf.range(count), core[:, None]), tf.float64)
-    size, mean, square = moments(member, widen(rows), rows.shape[1])
-    places = tf.math.top_k(tf.pad(size, [[0, GROUPS]]), k=GROUPS).indices
-    size, mean, square = (
-        tf.gather(tf.pad(values, [[0, GROUPS]] + [[0, 0]] * (values.shape.rank - 1)), places) for values in (size, mean, square)
-    )
-    return size, mean, tf.maximum(square - mean * mean, 0.0)
+    wide = widen(rows)
+    size, mean = moments(member, wide)
+    spread = covariances(member, wide, size, mean)
+    enough = tf.reduce_sum(tf.cast(size >= LEAST_ROWS // 2, tf.int32))
+    places = tf.math.top_k(size, k=tf.clip_by_value(enough, 1, GROUPS)).indices
+    size, mean, spread = (tf.gather(values, places) for values in (size, mean, spread))
+    return tf.where(size >= LEAST_ROWS // 2, size, tf.zeros_like(size)), mean, spread
 
 
-def _one_piece(
-    size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, metric: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _one_piece(size: tf.Tensor, mean: tf.Tensor, spread: tf.Tensor, floor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Puts together the groups that are pieces of one cluster, the closest pair first."""
-    size = tf.where(size >= LEAST_ROWS // 2, size, tf.zeros_like(size))
+    width, groups = floor.shape[0], tf.shape(size)[0]
 
-    def apart(size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-        return separations(mean / tf.sqrt(metric), variance / metric + VARIANCE_FLOOR, size > 0)
+    def apart(size: tf.Tensor, mean: tf.Tensor, spread: tf.Tensor) -> tf.Tensor:
+        shape = _less_certain(size, spread, floor)
+        white = whitening(shrunk(shape, width, size)) if is_full(width) else shape
+        return separations(mean, shape, precise(shape, white, width).terms, size > 0)
 
-    def more(size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, between: tf.Tensor) -> tf.Tensor:
-        del size, mean, variance
+    def more(size: tf.Tensor, mean: tf.Tensor, spread: tf.Tensor, between: tf.Tensor) -> tf.Tensor:
+        del size, mean, spread
         return tf.reduce_min(between) <= ONE_PIECE
 
-    def put_together(size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, between: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def put_together(size: tf.Tensor, mean: tf.Tensor, spread: tf.Tensor, between: tf.Tensor) -> tuple[tf.Tensor, ...]:
         place = tf.argmin(tf.reshape(between, [-1]), output_type=tf.int32)
-        one, other = place // GROUPS, place % GROUPS
-        total, middle, spread = join(size, mean, variance, one, other)
+        one, other = place // groups, place % groups
+        total, middle, both = join(size, mean, spread, one, other)
         size = tf.tensor_scatter_nd_update(size, [[one], [other]], tf.stack([total, tf.zeros_like(total)]))
         mean = tf.tensor_scatter_nd_update(mean, [[one]], middle[None])
-        variance = tf.tensor_scatter_nd_update(variance, [[one]], spread[None])
-        return size, mean, variance, apart(size, mean, variance)
+        spread = tf.tensor_scatter_nd_update(spread, [[one]], both[None])
+        return size, mean, spread, apart(size, mean, spread)
 
-    start = (size, mean, variance, apart(size, mean, variance))
-    size, mean, variance, _ = tf.while_loop(more, put_together, start, maximum_iterations=GROUPS)
-    return size, mean, variance
+    start = (size, mean, spread, apart(size, mean, spread))
+    size, mean, spread, _ = tf.while_loop(more, put_together, start, maximum_iterations=GROUPS)
+    return size, mean, spread
 
 
 def _settle(
-    state: State, told: Told, slots: tf.Tensor, size: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
+    state: State, told: Told, slots: tf.Tensor, size: tf.Tensor, mean: tf.Tensor, spread: tf.Tensor
 ) -> tuple[State, Told]:
     born = tf.size(slots, out_type=tf.int64)
     place, ids = slots[:, None], state.next_id + tf.range(born)
@@ -164,30 +198,28 @@ def _settle(
         next_id=state.next_id + born,
         weight=put(state.weight, size),
         mean=put(state.mean, mean),
-        variance=put(state.variance, variance),
-        shape=put(state.shape, variance),
+        spread=put(state.spread, spread),
         anchor=put(state.anchor, mean),
         age=put(state.age, tf.zeros_like(size)),
     )
-    return state, told.note(BORN, ids, ids)
+    return correlated(state), told.note(BORN, ids, ids)
 
 
-def _refine(state: State, slots: tf.Tensor, wide: tf.Tensor, limit: float) -> State:
+def _refine(state: State, slots: tf.Tensor, wide: Wide, limit: float) -> State:
     """Fits the new clusters to all rows that are theirs; those of old ones stay as they are."""
     new = tf.scatter_nd(slots[:, None], tf.ones_like(slots), [state.slots]) > 0
-    floor = state.column_floor
     for _ in range(REFINEMENTS):
-        share = assign(state, wide, state.mean, state.variance, limit).share
-        count, mean, square = moments(share, wide, state.width)
-        spread = tf.maximum(square - mean * mean, 0.0)
-        even = tf.reduce_mean(spread / floor, axis=1, keepdims=True) * floor
-        spread = (count[:, None] * spread + PRIOR_ROWS * even) / (count[:, None] + PRIOR_ROWS) + VARIANCE_FLOOR * floor
+        share = assign(state, wide, state.mean, state.precision, limit).share
+        count, mean = moments(share, wide)
+        spread = _less_certain(count, covariances(share, wide, count, mean), state.column_floor)
         fits = tf.logical_and(new, count > 3.0)
         state = state._replace(
             mean=tf.where(fits[:, None], mean, state.mean),
-            variance=tf.where(fits[:, None], spread, state.variance),
+            spread=tf.where(fits[:, None], spread, state.spread),
             weight=tf.where(fits, count, state.weight),
         )
+        state = correlated(state)
     return state._replace(
-        shape=tf.where(new[:, None], state.variance, state.shape), anchor=tf.where(new[:, None], state.mean, state.anchor)
+        shape=tf.where(new[:, None], state.precision.terms, state.shape),
+        anchor=tf.where(new[:, None], state.mean, state.anchor),
     )

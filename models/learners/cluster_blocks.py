@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from models.learners.cluster_births import may_be_born
 from models.learners.cluster_changes import HARDLY, count_close, dying, mergeable, split_ready, watch_sides
-from models.learners.cluster_state import TINY, VARIANCE_FLOOR, State, assign, moments, widen
+from models.learners.cluster_shapes import covariances, moments, products, turn, widen, widened
+from models.learners.cluster_state import SHAPE_ROWS, TINY, VARIANCE_FLOOR, Precision, State, assign
 
 FIRST_BLOCKS = 4.0  # of a cluster's life, in which its shape follows its variance
 SHAPE_RATE = 0.03  # a block, after that
@@ -23,7 +24,6 @@ ANCHOR_RATE = 0.1
 SPEED_RATE = 0.1
 VELOCITY_RATE = 0.15  # of an alpha-beta filter
 MEAN_ROWS = 20.0  # that a cluster's expected place counts, against the rows of a block
-VARIANCE_ROWS = 300.0  # that a cluster's variance so far counts at the most
 PRIOR_ROWS = 3.0  # that it counts at the least
 FARTHEST = 30.0  # standard deviations of a column from its mean; a value farther out is moved there
 FARTHEST_AT_FIRST = 6.0  # in the first block, when an outlier would be much of what is known of its column
@@ -93,10 +93,8 @@ class Blocks:
             moving, rows, is_far = self.move(moving, rows, count)
             number = tf.reduce_sum(tf.cast(is_far, tf.int64))
             fresh = moving.far_fresh + number
-            # Beside each other: what is in the branch needs nothing of the clusters, and they are looked at once.
-            kept, held = tf.cond(
-                number > 0, lambda: self._keep(moving, rows, is_far, number), lambda: (moving.far, moving.far_count)
-            )
+            # Without a branch for blocks that have none: it is not slower, and XLA then lost a row of the block elsewhere.
+            kept, held = self._keep(moving, rows, is_far, number)
             changes = changing(moving) | may_be_born(moving._replace(far_count=held, far_fresh=fresh))
             return block + 1, far + number, changes, moving._replace(far=kept, far_count=held, far_fresh=fresh)
 
@@ -124,13 +122,15 @@ class Blocks:
         expected = number * state.weight / tf.maximum(tf.reduce_sum(state.weight), TINY)
         place = state.mean + state.velocity
         mean = place
+        precision = state.precision
         for _ in range(EM_STEPS):
-            share, near = assign(state, wide, mean, state.variance, self.limit)
+            share, near = assign(state, wide, mean, precision, self.limit)
             share = share * tf.cast(valid, tf.float64)[:, None]
-            came, middle, square = moments(share, wide, x.shape[1])
+            came, middle = moments(share, wide)
             gain = (came / (came + MEAN_ROWS))[:, None]
             mean = tf.where(came[:, None] > 0.0, place + gain * (middle - place), place)
-        state = _follow(state, came, middle, square, place, mean, gain)
+        fresh = covariances(share, wide, came, middle) + products(middle - mean)
+        state = _follow(state, precision, came, middle, fresh, place, mean, gain)
         sides, axis = watch_sides(state, rows, share)
         state = state._replace(
             sides=sides,
@@ -182,9 +182,10 @@ def drawn_in(x: tf.Tensor, state: State) -> tf.Tensor:
 
 def _follow(
     state: State,
+    precision: Precision,
     came: tf.Tensor,
     middle: tf.Tensor,
-    square: tf.Tensor,
+    fresh: tf.Tensor,
     place: tf.Tensor,
     mean: tf.Tensor,
     gain: tf.Tensor,
@@ -193,19 +194,19 @@ def _follow(
     some = ((came > 0.5) & state.alive)[:, None]
     off = middle - place
     velocity = tf.where(some, state.velocity + VELOCITY_RATE * gain * off, 0.9 * state.velocity)
-    spread = tf.maximum(square - middle * middle, 0.0) + (middle - mean) ** 2
     mean = tf.where(some, mean, state.mean)
-    before = tf.minimum(state.weight, VARIANCE_ROWS)[:, None] + PRIOR_ROWS
+    before = tf.minimum(state.weight, SHAPE_ROWS)[:, None] + PRIOR_ROWS
     number = came[:, None]
-    variance = (before * state.variance + number * spread) / (before + number)
-    variance = tf.where(some, tf.maximum(variance, VARIANCE_FLOOR * state.column_floor), state.variance)
-    speed = tf.norm(velocity / tf.sqrt(variance), axis=1)
+    spread = (before * state.spread + number * fresh) / (before + number)
+    spread = widened(spread, state.width, tf.maximum(VARIANCE_FLOOR * state.column_floor - spread[:, : state.width], 0.0))
+    spread = tf.where(some, spread, state.spread)
+    speed = tf.sqrt(tf.maximum(tf.reduce_sum(velocity * turn(precision.terms, velocity), axis=1), 0.0))
     rate = tf.where(state.age < FIRST_BLOCKS, tf.ones_like(state.age), SHAPE_RATE * tf.ones_like(state.age))[:, None]
     return state._replace(
         velocity=velocity,
         mean=mean,
-        variance=variance,
+        spread=spread,
         speed=state.speed + SPEED_RATE * (speed - state.speed),
         anchor=state.anchor + ANCHOR_RATE * (mean - state.anchor),
-        shape=tf.where(some, state.shape * (variance / state.shape) ** rate, state.shape),
+        shape=tf.where(some, state.shape + rate * (precision.terms - state.shape), state.shape),
     )

@@ -21,7 +21,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.learners.cluster_state import DIED, MERGED, SPLIT, TINY, State, Told, join, pairs, separations
+from models.learners.cluster_shapes import join, products, separations, squared_distances, turn, widen
+from models.learners.cluster_state import DIED, MERGED, SPLIT, TINY, State, Told
 
 GONE_ROWS = 12.0
 HARDLY = 0.2  # of the expected rows; noise still falls where a cluster was
@@ -36,7 +37,7 @@ TWO_HEAPS = 3.7  # deviations apart: halves of a normal distribution are 2.65, o
 SIDE_ROWS = 15.0  # on the smaller side at least
 SIDES_KEPT = 0.5  # of the counts on either side, a block; older rows, from before the heaps were so far apart, fill the gap
 AXIS_KEPT = 0.5
-LEAST_VARIANCE = 0.3  # of a part, as a share of what the cluster had
+LEAST_WITHIN = 0.02  # of a part's variance along the axis, as a share of what the cluster had
 
 
 def dying(state: State) -> tf.Tensor:
@@ -47,7 +48,7 @@ def dying(state: State) -> tf.Tensor:
 def deaths(state: State, told: Told) -> tuple[State, Told]:
     """Frees the slots of clusters that are gone."""
     gone = dying(state)
-    apart = separations(state.mean, state.variance, state.alive)
+    apart = separations(state.mean, state.spread, state.precision.terms, state.alive)
     apart = tf.where(gone[None], tf.constant(float("inf"), tf.float64), apart)
 
     def one(slot: tf.Tensor, id: tf.Tensor, told: Told) -> tuple[tf.Tensor, Told]:
@@ -70,8 +71,9 @@ def count_close(state: State) -> tf.Tensor:
 
 
 def _near(state: State) -> tuple[tf.Tensor, tf.Tensor]:
-    apart = separations(state.mean, state.variance, state.alive)
-    passing = pairs(1.0 / state.variance, state.velocity)
+    precision = state.precision.terms
+    apart = separations(state.mean, state.spread, precision, state.alive)
+    passing = squared_distances(widen(state.velocity), state.velocity, precision)
     moving = passing + tf.transpose(passing) > 2.0 * CROSSING_SPEED**2
     younger = tf.minimum(state.age[:, None], state.age)
     return (apart < ONE_HEAP) & (~moving | (younger <= SETTLED_BLOCKS)), apart
@@ -104,13 +106,13 @@ def merges(state: State, told: Told) -> tuple[State, Told]:
         keep_first = tf.where(settled, state.speed[first] < state.speed[second], older)
         kept, lost = tf.where(keep_first, first, second), tf.where(keep_first, second, first)
         told = told.note(MERGED, state.id[kept], state.id[lost])
-        total, middle, spread = join(state.weight, state.mean, state.variance, kept, lost)
+        total, middle, spread = join(state.weight, state.mean, state.spread, kept, lost)
         part = state.weight[kept] / total
         velocity = part * state.velocity[kept] + (1.0 - part) * state.velocity[lost]
         state = state._replace(
             weight=_put(state.weight, [kept], total[None]),
             mean=_put(state.mean, [kept], middle[None]),
-            variance=_put(state.variance, [kept], spread[None]),
+            spread=_put(state.spread, [kept], spread[None]),
             velocity=_put(state.velocity, [kept], velocity[None]),
         )
         gone = tf.range(slots) == lost
@@ -134,7 +136,7 @@ def watch_sides(state: State, rows: tf.Tensor, share: tf.Tensor) -> tuple[tf.Ten
     """
     slot = tf.argmax(share, axis=1)
     own = tf.one_hot(slot, share.shape[1], dtype=tf.float64) * tf.cast(share > 0.5, tf.float64)
-    away = (rows - tf.gather(state.mean, slot)) / tf.sqrt(tf.gather(state.shape, slot))
+    away = rows - tf.gather(state.mean, slot)
     axis = tf.gather(state.axis, slot)
     along = tf.reduce_sum(away * axis, axis=1)
     known = tf.cast(tf.reduce_any(axis != 0.0, axis=1), tf.float64)
@@ -142,14 +144,17 @@ def watch_sides(state: State, rows: tf.Tensor, share: tf.Tensor) -> tuple[tf.Ten
     above = tf.cast(along > 0.0, tf.float64)[:, None]
     sums = tf.matmul(own, tf.concat([powers * (1.0 - above), powers * above], axis=1), transpose_a=True)
     sides = SIDES_KEPT * state.sides + tf.reshape(sums, [share.shape[1], 2, 3])
-    # A step of the power method on the rows' covariance, from any direction at the start.
-    along = tf.where(known > 0.0, along, tf.reduce_sum(away, axis=1))
-    turned = tf.matmul(own, away * along[:, None], transpose_a=True)
+    # A step of the power method on the rows' covariance against the shape, from any direction at the start.
+    scale = tf.sqrt(state.shape[:, : state.width])
+    along = tf.where(known > 0.0, along, tf.reduce_sum(away * tf.gather(scale, slot), axis=1))
+    turned = turn(state.shape, tf.matmul(own, away * along[:, None], transpose_a=True)) / scale
     turned = turned / tf.maximum(tf.norm(turned, axis=1, keepdims=True), TINY)
-    sign = tf.sign(tf.reduce_sum(turned * state.axis, axis=1, keepdims=True) + TINY)
-    turned = AXIS_KEPT * state.axis + (1.0 - AXIS_KEPT) * turned * sign
+    before = state.axis / scale
+    before = before / tf.maximum(tf.norm(before, axis=1, keepdims=True), TINY)
+    sign = tf.sign(tf.reduce_sum(turned * before, axis=1, keepdims=True) + TINY)
+    turned = AXIS_KEPT * before + (1.0 - AXIS_KEPT) * turned * sign
     length = tf.norm(turned, axis=1, keepdims=True)
-    return sides, tf.where(length > TINY, turned / tf.maximum(length, TINY), state.axis)
+    return sides, tf.where(length > TINY, turned / tf.maximum(length, TINY) * scale, state.axis)
 
 
 def split_ready(state: State) -> tf.Tensor:
@@ -170,26 +175,29 @@ def splits(state: State, told: Told) -> tuple[State, Told]:
 
     def one(pair: tf.Tensor, state: State, told: Told) -> tuple[State, Told]:
         slot, new = pair[0], pair[1]
-        deviation, axis, sides = tf.sqrt(state.shape[slot]), state.axis[slot], state.sides[slot]
+        axis, sides, spread = state.axis[slot], state.sides[slot], state.spread[slot]
         count = sides[:, 0]
         middle = sides[:, 1] / count
         total = tf.reduce_sum(count)
-        was = tf.reduce_sum((state.anchor[slot] - state.mean[slot]) / deviation * axis)
+        was = tf.reduce_sum((state.anchor[slot] - state.mean[slot]) * axis)
         stays = tf.argmin(tf.abs(was - middle), output_type=tf.int32)
         parts = tf.stack([stays, 1 - stays])
-        between = tf.reduce_sum(middle * middle * count) / total
-        least = LEAST_VARIANCE * tf.minimum(state.shape[slot], state.variance[slot])
-        variance = tf.maximum(state.variance[slot] - (deviation * axis) ** 2 * between, least)
-        variances = tf.stack([variance, variance])
-        means = state.mean[slot] + deviation * axis * tf.gather(middle, parts)[:, None]
+        within = tf.reduce_sum(sides[:, 2] - middle * middle * count) / total
+        # Two heaps of one shape vary along `covaries` and nowhere else more than each of them.
+        covaries = turn(spread[None], axis[None])[0]
+        varies = tf.maximum(tf.reduce_sum(covaries * axis), TINY)
+        between = tf.clip_by_value(1.0 - within / varies, 0.0, 1.0 - LEAST_WITHIN)
+        spread = spread - products(covaries) * between / varies
+        spreads = tf.stack([spread, spread])
+        means = state.mean[slot] + covaries / varies * tf.gather(middle, parts)[:, None]
         weights = state.weight[slot] * tf.gather(count, parts) / total
         told = told.note(SPLIT, state.id[slot], state.next_id)
         state = state._replace(
             mean=_put(state.mean, pair, means),
             anchor=_put(state.anchor, pair, means),
             weight=_put(state.weight, pair, weights),
-            variance=_put(state.variance, pair, variances),
-            shape=_put(state.shape, pair, variances),
+            spread=_put(state.spread, pair, spreads),
+            shape=_put(state.shape, pair, tf.gather(state.shape, [slot, slot])),
             velocity=_put(state.velocity, [new], state.velocity[slot][None]),
             speed=_put(state.speed, [new], state.speed[slot][None]),
             age=_put(state.age, [new], tf.zeros([1], tf.float64)),

@@ -1,6 +1,6 @@
 """One model over many partitions: the clusters that learners found apart, put together.
 
-A cluster is a weight, means and variances, and those of two parts are exactly those of their rows together. What has to be
+A cluster is a weight, a mean and a covariance, and those of two parts are exactly those of their rows together. What has to be
 decided is which clusters of different partitions are one; that is done once, at the end, with all of them in a fixed order, so
 that it makes no difference in what order or in what groups the partitions came.
 
@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.learners.cluster_changes import ONE_HEAP
-from models.learners.cluster_state import LEAST_SHARE, TINY, gate
+from models.learners.cluster_shapes import TINY
+from models.learners.cluster_state import LEAST_SHARE, gate
 from models.loaded_graph import variables_prefix
 from models.serving import ModelError
 
@@ -25,15 +26,15 @@ Floats = npt.NDArray[np.float64]
 
 
 class Found(NamedTuple):
-    """Clusters in the units of the records: `weight` (n,) decayed rows, `mean` and `variance` (n, width)."""
+    """Clusters in the units of the records: `weight` (n,) decayed rows, `mean` (n, width), `covariance` (n, width, width)."""
 
     weight: Floats
     mean: Floats
-    variance: Floats
+    covariance: Floats
 
     @classmethod
     def none(cls, width: int) -> Found:
-        return cls(np.zeros(0), np.zeros((0, width)), np.zeros((0, width)))
+        return cls(np.zeros(0), np.zeros((0, width)), np.zeros((0, width, width)))
 
 
 def clusters_of(path: str) -> Found:
@@ -45,6 +46,7 @@ def clusters_of(path: str) -> Found:
     Raises:
         ModelError: it is no such model.
     """
+    from models.learners.cluster_shapes import matrices
     from models.learners.cluster_tables import read_saved
 
     try:
@@ -54,15 +56,16 @@ def clusters_of(path: str) -> Found:
     alive = value["id"] >= 0
     scale = value["scale"]
     mean = value["mean"][alive] * scale + value["shift"]
-    return Found(value["weight"][alive], mean, value["variance"][alive] * scale**2)
+    covariance = matrices(value["spread"][alive], len(scale)).numpy() * (scale[:, None] * scale)
+    return Found(value["weight"][alive], mean, covariance)
 
 
 def gathered(parts: Iterable[Found]) -> Found:
     """All clusters of some partitions, in an order that depends on them alone."""
     parts = list(parts)
-    weight, mean, variance = (np.concatenate([part[place] for part in parts]) for place in range(3))
-    order = np.lexsort([*variance.T[::-1], *mean.T[::-1], -weight])
-    return Found(weight[order], mean[order], variance[order])
+    weight, mean, covariance = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    order = np.lexsort([*covariance.reshape(len(weight), covariance.shape[1] ** 2).T[::-1], *mean.T[::-1], -weight])
+    return Found(weight[order], mean[order], covariance[order])
 
 
 def merged(parts: Iterable[Found], one_heap: float = ONE_HEAP) -> Found:
@@ -72,35 +75,39 @@ def merged(parts: Iterable[Found], one_heap: float = ONE_HEAP) -> Found:
         parts: one from each partition; at least one.
         one_heap: clusters are one whose centres are less than this apart, in standard deviations along their line.
     """
-    weight, mean, variance = gathered(parts)
+    weight, mean, covariance = gathered(parts)
     while len(weight) > 1:
-        apart = separations(mean, variance)
+        apart = separations(mean, covariance)
         one, other = sorted(np.unravel_index(int(apart.argmin()), apart.shape))
         if apart[one, other] >= one_heap:
             break
         total = weight[one] + weight[other]
         part, rest = weight[one] / total, weight[other] / total
         middle = part * mean[one] + rest * mean[other]
-        spread = part * (variance[one] + (mean[one] - middle) ** 2) + rest * (variance[other] + (mean[other] - middle) ** 2)
-        weight[one], mean[one], variance[one] = total, middle, spread
-        weight, mean, variance = (np.delete(values, other, axis=0) for values in (weight, mean, variance))
-    return Found(weight, mean, variance)
+        between = mean[one] - mean[other]
+        spread = part * covariance[one] + rest * covariance[other] + part * rest * np.outer(between, between)
+        weight[one], mean[one], covariance[one] = total, middle, spread
+        weight, mean, covariance = (np.delete(values, other, axis=0) for values in (weight, mean, covariance))
+    return Found(weight, mean, covariance)
 
 
-def separations(mean: Floats, variance: Floats) -> Floats:
-    """How far apart clusters are, in standard deviations along the line between them: (n, n), inf on the diagonal."""
-    squared = (mean[:, None] - mean) ** 2
-    distance = squared.sum(axis=2)
-    along = np.sqrt(np.einsum("abj,aj->ab", squared, variance) / np.maximum(distance, TINY))
-    apart = np.sqrt(distance) / np.maximum(0.5 * (along + along.T), TINY)
+def separations(mean: Floats, covariance: Floats) -> Floats:
+    """As `cluster_shapes.separations`, of covariances as they are: (n, n), inf on the diagonal."""
+    between = mean[:, None] - mean
+    line = np.linalg.solve(covariance[:, None] + TINY * np.eye(mean.shape[1]), between[..., None])[..., 0]
+    squared = np.einsum("abj,abj->ab", line, between)
+    others = np.einsum("abj,bjk,abk->ab", line, covariance, line)
+    apart = squared / np.maximum(0.5 * (np.sqrt(squared) + np.sqrt(others)), TINY)
+    apart = np.maximum(apart, apart.T)
     np.fill_diagonal(apart, np.inf)
     return apart
 
 
 def assigned(rows: Floats, clusters: Found, gate_deviations: float = 4.0) -> npt.NDArray[np.int64]:
     """The likeliest cluster of each row, as its place in `clusters`; -1 beyond the gate of all."""
-    squared = ((rows[:, None] - clusters.mean) ** 2 / clusters.variance).sum(axis=2)
+    away = rows[:, None] - clusters.mean
+    squared = np.einsum("nkj,kjl,nkl->nk", away, np.linalg.inv(clusters.covariance), away, optimize=True)
     share = np.maximum(clusters.weight / clusters.weight.sum(), LEAST_SHARE)
     near = squared <= gate(rows.shape[1], gate_deviations)
-    score = np.log(share) - 0.5 * np.log(clusters.variance).sum(axis=1) - 0.5 * squared
+    score = np.log(share) - 0.5 * np.linalg.slogdet(clusters.covariance)[1] - 0.5 * squared
     return np.where(near.any(axis=1), np.where(near, score, -np.inf).argmax(axis=1), -1)

@@ -1,9 +1,9 @@
 """What `models.learners.clusters` knows between two windows, and the arithmetic that its steps share.
 
-A cluster is a normal distribution with a variance for each column, held as decayed sufficient statistics: weight, mean and
-variance, which two clusters or two partitions of a stream can merge exactly (Zhang et al., "BIRCH", 1996; Chan, Golub and
-LeVeque, 1983). It has a velocity, so that it is looked for where it will be, and an id that it keeps for life. Clusters live in
-a fixed number of slots; a slot whose id is -1 is free. How it is kept: `models.learners.cluster_tables`.
+A cluster is a normal distribution, held as decayed sufficient statistics: weight, mean and covariance, which two clusters or
+two partitions of a stream can merge exactly (Zhang et al., "BIRCH", 1996; Chan, Golub and LeVeque, 1983). It has a velocity, so
+that it is looked for where it will be, and an id that it keeps for life. Clusters live in a fixed number of slots; a slot whose
+id is -1 is free. How it is kept: `models.learners.cluster_tables`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,25 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from models.learners.cluster_shapes import (
+    TINY,
+    Wide,
+    column_pairs,
+    is_full,
+    shrunk,
+    squared_distances,
+    terms_of,
+    whitening,
+    widen,
+)
+
 FREE = -1  # in place of an id
 BORN, DIED, SPLIT, MERGED = range(4)
 KINDS = ("born", "died", "split", "merged")
 MAX_EVENTS = 256  # of one call of `learn`; a window has a handful
 LEAST_SHARE = 1e-3  # of the rows that a cluster is given in the choice between overlapping ones
 VARIANCE_FLOOR = 1e-6  # of a cluster, as a share of the column's variance
-TINY = 1e-24  # so that columns that do not vary are divided by something
+SHAPE_ROWS = 300.0  # so many rows a covariance is of at the most: older ones are forgotten
 
 
 class Assigned(NamedTuple):
@@ -27,6 +39,25 @@ class Assigned(NamedTuple):
 
     share: tf.Tensor
     near: tf.Tensor
+
+
+class Precision(NamedTuple):
+    """The inverses of the covariances."""
+
+    terms: tf.Tensor  # (slots, terms), see `cluster_shapes`
+    half_log: tf.Tensor  # (slots,) half the logarithm of a covariance's determinant
+
+
+def precise(spread: tf.Tensor, whitening: tf.Tensor, width: int) -> Precision:
+    """Inverts covariances (slots, terms) whose correlations are whitened by `whitening`, which variances alone do not need."""
+    deviation = tf.sqrt(spread[:, :width])
+    half_log = tf.reduce_sum(tf.math.log(deviation), axis=1)
+    if not is_full(width):
+        return Precision(1.0 / spread, half_log)
+    one, other = column_pairs(width)
+    between = tf.gather(deviation, one, axis=1) * tf.gather(deviation, other, axis=1)
+    half_log = half_log - tf.reduce_sum(tf.math.log(tf.linalg.diag_part(whitening)), axis=1)
+    return Precision(terms_of(tf.matmul(whitening, whitening, transpose_a=True)) / between, half_log)
 
 
 class State(NamedTuple):
@@ -38,12 +69,12 @@ class State(NamedTuple):
     age: tf.Tensor  # (slots,) in blocks
     missed: tf.Tensor  # (slots,) rows that were expected since any came
     mean: tf.Tensor  # (slots, width)
-    variance: tf.Tensor  # (slots, width)
+    spread: tf.Tensor  # (slots, terms) covariances, see `cluster_shapes`
     velocity: tf.Tensor  # (slots, width) per block of rows
     # For splits: a direction, the rows on either side of the mean along it (count, sum, sum of squares), the shape that a
-    # cluster had before it grew longer, and where its mean was a while ago.
-    axis: tf.Tensor  # (slots, width)
-    shape: tf.Tensor  # (slots, width)
+    # cluster had before it grew longer (inverse covariances), and where its mean was a while ago.
+    axis: tf.Tensor  # (slots, width), by what rows are multiplied
+    shape: tf.Tensor  # (slots, terms)
     anchor: tf.Tensor  # (slots, width)
     sides: tf.Tensor  # (slots, 2, 3)
     close: tf.Tensor  # (slots, slots) for how many blocks two clusters could have been one
@@ -57,12 +88,38 @@ class State(NamedTuple):
     scale: tf.Tensor  # (width,)
     column_mean: tf.Tensor  # (width,)
     column_variance: tf.Tensor  # (width,)
+    whitening: tf.Tensor  # (slots, width, width) of the correlations (`cluster_shapes`), as of the last call of `correlated`
     far: tf.Tensor  # (far_rows, width) rows that no cluster explains: the latest, in order of arrival, `far_count` of them
 
     @property
     def alive(self) -> tf.Tensor:
         """(slots,) bool."""
         return self.id >= 0
+
+    @property
+    def variance(self) -> tf.Tensor:
+        """(slots, width)."""
+        return self.spread[:, : self.width]
+
+    @property
+    def precision(self) -> Precision:
+        """The present variances, with the correlations as `whitening` has them."""
+        return precise(self.spread, self.whitening, self.width)
+
+    def distances(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Squared distances (rows, slots) of rows (rows, width), and `half_log`: without their products, of which are many."""
+        if not is_full(self.width):
+            return squared_distances(widen(rows), self.mean, self.precision.terms), self.precision.half_log
+        turned = self.whitening / tf.sqrt(self.variance)[:, None]
+        flat = tf.reshape(turned, [-1, self.width])
+        away = tf.matmul(rows, flat, transpose_b=True) - tf.reshape(tf.linalg.matvec(turned, self.mean), [-1])
+        squared = tf.reduce_sum(tf.reshape(away * away, [tf.shape(rows)[0], -1, self.width]), axis=2)
+        return squared, -tf.reduce_sum(tf.math.log(tf.linalg.diag_part(turned)), axis=1)
+
+    @property
+    def correlations(self) -> tf.Tensor:
+        """What `whitening` is the whitening of: (slots, width, width)."""
+        return shrunk(self.spread, self.width, tf.minimum(self.weight, SHAPE_ROWS))
 
     @property
     def column_floor(self) -> tf.Tensor:
@@ -98,6 +155,13 @@ class State(NamedTuple):
         ).forget_sides(chosen)
 
 
+def correlated(state: State) -> State:
+    """The state with the present correlations for its `whitening`. Not for XLA, whose own Cholesky factors take their time."""
+    if not is_full(state.width):
+        return state
+    return state._replace(whitening=whitening(state.correlations))
+
+
 class Told(NamedTuple):
     """The events of a call of `learn`: the first `count` of `rows` (MAX_EVENTS, 3): kind, id, other id; both int64."""
 
@@ -130,87 +194,38 @@ def gate(width: int, deviations: float) -> float:
     return width * (1.0 - spread + deviations * sqrt(spread)) ** 3
 
 
-def assign(state: State, wide: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, limit: float) -> Assigned:
+def assign(state: State, wide: Wide, mean: tf.Tensor, precision: Precision, limit: float) -> Assigned:
     """Shares rows out among the clusters (the E step of EM; Dempster, Laird and Rubin, 1977).
 
     Args:
         state: says who is alive, and how frequent.
-        wide: (rows, 2 width + 1), as `widen` gives it.
+        wide: the rows.
         mean: (slots, width), where the clusters are now.
-        variance: (slots, width).
+        precision: their shapes.
         limit: squared distance beyond which a row does not belong to a cluster.
     """
-    score, reach = scores(state.weight, state.alive, squared_distances(wide, mean, variance), variance, limit)
+    squared = squared_distances(wide, mean, precision.terms)
+    score, reach = scores(state.weight, state.alive, squared, precision.half_log, limit)
     near = tf.reduce_any(reach, axis=1)
     share = tf.nn.softmax(tf.where(near[:, None], score, tf.zeros_like(score)))
     return Assigned(share * tf.cast(reach, tf.float64), near)
 
 
 def scores(
-    weight: tf.Tensor, alive: tf.Tensor, squared: tf.Tensor, variance: tf.Tensor, limit: float
+    weight: tf.Tensor, alive: tf.Tensor, squared: tf.Tensor, half_log: tf.Tensor, limit: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Log likelihoods (rows, slots), -inf beyond `limit`, and which rows are within it (rows, slots).
 
     Args:
         weight, alive: (slots,).
         squared: distances (rows, slots).
-        variance: (slots, width).
+        half_log: (slots,), half the logarithm of the determinants of the covariances.
         limit: see `assign`.
     """
     reach = tf.logical_and(squared <= limit, alive)
     share = tf.maximum(weight / tf.maximum(tf.reduce_sum(weight), TINY), LEAST_SHARE)
-    constant = tf.math.log(share) - 0.5 * tf.reduce_sum(tf.math.log(variance), axis=1)
+    constant = tf.math.log(share) - half_log
     return tf.where(reach, constant - 0.5 * squared, tf.constant(float("-inf"), tf.float64)), reach
-
-
-def widen(rows: tf.Tensor) -> tf.Tensor:
-    """(rows, width) to (rows, 2 width + 1): squares, values, ones. One product with it gives distances or moments."""
-    return tf.concat([rows * rows, rows, tf.ones_like(rows[:, :1])], axis=1)
-
-
-def squared_distances(wide: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-    """Mahalanobis' distances, squared, from each row to each mean: (rows, slots)."""
-    precision = 1.0 / variance
-    turned = mean * precision
-    factors = tf.concat([precision, -2.0 * turned, tf.reduce_sum(mean * turned, axis=1, keepdims=True)], axis=1)
-    return tf.maximum(tf.matmul(wide, factors, transpose_b=True), 0.0)
-
-
-def moments(share: tf.Tensor, wide: tf.Tensor, width: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Sufficient statistics of rows by cluster: count (slots,), mean and mean square (slots, width); they add up over parts."""
-    sums = tf.matmul(share, wide, transpose_a=True)
-    count = sums[:, 2 * width]
-    each = sums / tf.maximum(count, TINY)[:, None]
-    return count, each[:, width : 2 * width], each[:, :width]
-
-
-def pairs(weights: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
-    """Sum over the columns j of w_aj (p_aj - p_bj)^2 for each pair (a, b): (slots, slots)."""
-    weighted = weights * points
-    own = tf.reduce_sum(weighted * points, axis=1, keepdims=True)
-    cross = tf.matmul(weighted, points, transpose_b=True)
-    return tf.maximum(own - 2.0 * cross + tf.matmul(weights, points * points, transpose_b=True), 0.0)
-
-
-def separations(mean: tf.Tensor, variance: tf.Tensor, usable: tf.Tensor) -> tf.Tensor:
-    """Distances between means, in standard deviations along the line that joins them: (slots, slots), inf where not usable."""
-    squared = pairs(tf.ones_like(mean), mean)
-    # Along the line: sum of u_j^2 v_j over the columns j, with u the unit vector.
-    along = tf.sqrt(pairs(variance, mean) / tf.maximum(squared, TINY))
-    mine = 0.5 * (along + tf.transpose(along))
-    both = usable[:, None] & usable & ~tf.eye(tf.shape(mean)[0], dtype=tf.bool)
-    return tf.where(both, tf.sqrt(squared) / tf.maximum(mine, TINY), tf.constant(float("inf"), tf.float64))
-
-
-def join(
-    weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, one: tf.Tensor, other: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Weight, mean and variance of two clusters together, exactly: (), (width,), (width,)."""
-    total = weight[one] + weight[other]
-    part, rest = weight[one] / total, weight[other] / total
-    middle = part * mean[one] + rest * mean[other]
-    spread = part * (variance[one] + (mean[one] - middle) ** 2) + rest * (variance[other] + (mean[other] - middle) ** 2)
-    return total, middle, spread
 
 
 LOG_UNIFORM = log(sqrt(12.0))  # width of a uniform distribution, in its standard deviations

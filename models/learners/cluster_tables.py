@@ -1,4 +1,4 @@
-"""How a state of `models.learners.clusters` is kept: three variables, whatever the number of its fields.
+"""How a state of `models.learners.clusters` is kept: four variables, whatever the number of its fields.
 
 A call of TensorFlow pays for each variable that it reads or writes, more than a block of rows costs; and so does a version that
 is written. In double precision ids and counts are exact, too.
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from models.learners.cluster_shapes import is_full, number_of_terms
 from models.learners.cluster_state import FREE, State
 
 OF_SLOTS = State._fields[: State._fields.index("close") + 1]
@@ -25,13 +26,16 @@ class Tables(NamedTuple):
 
     clusters: tf.Tensor  # (slots, ...), the fields `OF_SLOTS` of `State` side by side
     shared: tf.Tensor  # (...,), the fields `FIGURES` and then `OF_COLUMNS`, one behind the other
+    whitening: tf.Tensor  # (slots, width, width); of more columns than have covariances (slots, 1, 1)
     far: tf.Tensor  # (far_rows, width)
 
 
 def _sizes(slots: int, width: int) -> list[int]:
     """How many columns of `clusters` the fields `OF_SLOTS` take."""
+    terms = number_of_terms(width)
+    sizes = {"spread": terms, "shape": terms, "sides": 6, "close": slots}
     scalars = OF_SLOTS.index("mean")
-    return [1] * scalars + [width] * (len(OF_SLOTS) - scalars - 2) + [6, slots]
+    return [1] * scalars + [sizes.get(name, width) for name in OF_SLOTS[scalars:]]
 
 
 def unpack(tables: Tables, used: int | tf.Tensor | None = None) -> State:
@@ -45,7 +49,8 @@ def unpack(tables: Tables, used: int | tf.Tensor | None = None) -> State:
     parts["close"] = parts["close"][:, :used]
     shared = tf.split(tables.shared, [len(FIGURES)] + [width] * len(OF_COLUMNS))
     parts |= dict(zip(FIGURES, tf.unstack(shared[0]), strict=True)) | dict(zip(OF_COLUMNS, shared[1:], strict=True))
-    return State(**parts | {name: tf.cast(parts[name], tf.int64) for name in INTEGERS}, far=tables.far)
+    integers = {name: tf.cast(parts[name], tf.int64) for name in INTEGERS}
+    return State(**parts | integers, whitening=tables.whitening[:used], far=tables.far)
 
 
 def pack(state: State, before: Tables) -> Tables:
@@ -56,7 +61,8 @@ def pack(state: State, before: Tables) -> Tables:
     columns = [parts[name] if parts[name].shape.rank == 2 else parts[name][:, None] for name in OF_SLOTS]
     clusters = tf.concat([*columns, before.clusters[:used, before.clusters.shape[1] - slots + used :]], axis=1)
     shared = tf.concat([tf.stack([parts[name] for name in FIGURES]), *(parts[name] for name in OF_COLUMNS)], axis=0)
-    return Tables(tf.concat([clusters, before.clusters[used:]], axis=0), shared, state.far)
+    whitening = tf.concat([state.whitening, before.whitening[used:]], axis=0)
+    return Tables(tf.concat([clusters, before.clusters[used:]], axis=0), shared, whitening, state.far)
 
 
 def at_first(slots: int, width: int, far_rows: int) -> Tables:
@@ -65,11 +71,15 @@ def at_first(slots: int, width: int, far_rows: int) -> Tables:
         empty = Tables(
             tf.zeros([slots, sum(_sizes(slots, width))], tf.float64),
             tf.zeros([len(FIGURES) + len(OF_COLUMNS) * width], tf.float64),
+            tf.eye(width if is_full(width) else 1, batch_shape=[slots], dtype=tf.float64),
             tf.zeros([far_rows, width], tf.float64),
         )
         state = unpack(empty)
-        ones = {name: tf.ones_like(getattr(state, name)) for name in ("variance", "shape", "scale", "column_variance", "ahead")}
-        return pack(state._replace(id=tf.fill([slots], tf.constant(FREE, tf.int64)), **ones), empty)
+        ones = {name: tf.ones_like(getattr(state, name)) for name in ("scale", "column_variance", "ahead")}
+        terms = number_of_terms(width)
+        round_one = tf.constant([[1.0] * width + [0.0] * (terms - width)] * slots, tf.float64)
+        free = tf.fill([slots], tf.constant(FREE, tf.int64))
+        return pack(state._replace(id=free, spread=round_one, shape=round_one, **ones), empty)
 
 
 class ClusterState(tf.Module):

@@ -10,8 +10,8 @@ What predicts is a version from before: a row's cluster is the likeliest one on 
 References:
     Dempster, Laird and Rubin, "Maximum likelihood from incomplete data via the EM algorithm", 1977.
     Song and Wang, "Highly efficient incremental estimation of Gaussian mixture models for online data stream clustering", SPIE
-    5803, 2005: components of new data are matched with, merged into or added to those before. Deviations: variances by column
-    instead of covariances, clusters have velocities (the alpha-beta filter of radar tracking), and forget by half-life.
+    5803, 2005: components of new data are matched with, merged into or added to those before. Deviations: clusters have
+    velocities (the alpha-beta filter of radar tracking), and forget by half-life. Covariances: `cluster_shapes`.
     Births: `cluster_births`; deaths, merges and splits: `cluster_changes`.
 """
 
@@ -25,8 +25,9 @@ import tensorflow as tf
 
 from models.learners.cluster_births import births, may_be_born
 from models.learners.cluster_blocks import Blocks, Swept, drawn_in
-from models.learners.cluster_changes import deaths, merges, splits
-from models.learners.cluster_state import FREE, KINDS, Told, gate, nothing_told, scores, squared_distances, widen
+from models.learners.cluster_changes import deaths, dying, merges, split_ready, splits
+from models.learners.cluster_shapes import is_full, whitening, widened
+from models.learners.cluster_state import FREE, KINDS, Told, correlated, gate, nothing_told, scores
 from models.learners.cluster_tables import FIGURES, OF_SLOTS, ClusterState, Tables, pack, unpack
 from models.naming import input_names
 
@@ -35,7 +36,7 @@ FAR_ROWS = 384  # unexplained rows that are kept
 SWEPT_BLOCKS = 4  # that are one call of the compiled program
 FEW_SLOTS = 8  # that are looked at while clusters are in no others
 
-Sweep: TypeAlias = Callable[[Tables, tf.Tensor, tf.Tensor, tf.Tensor], tuple[Tables, Swept]]  # see `Clusters._sweep`
+Sweep: TypeAlias = Callable[[Tables, tf.Tensor, tf.Tensor, tf.Tensor], tuple[Tables, Swept, tf.Tensor]]  # see `Clusters._sweep`
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,11 @@ class Clusters(tf.Module):
         tables = self.state.read()
         used = tf.maximum(_used(tables), 1)
         state = unpack(tables, used)
-        wide = widen(drawn_in(x, state))
         way = state.ahead * state.velocity
-        mean, variance = state.mean + way, state.variance + way * way / 3.0  # evenly anywhere on the way, to twice as far
-        squared = squared_distances(wide, mean, variance)
+        spread = widened(state.spread, state.width, way * way / 3.0)  # evenly anywhere on the way, to twice as far
+        squared, half_log = state._replace(mean=state.mean + way, spread=spread).distances(drawn_in(x, state))
         squared = tf.where(state.alive, squared, tf.constant(float("inf"), tf.float64))
-        score, reach = scores(state.weight, state.alive, squared, variance, self._limit)
+        score, reach = scores(state.weight, state.alive, squared, half_log, self._limit)
         near = tf.reduce_any(reach, axis=1)
         slot = tf.where(near, tf.argmax(score, axis=1), tf.argmin(squared, axis=1))
         distance = tf.sqrt(tf.gather(squared, slot, axis=1, batch_dims=1) / len(self._config.features))
@@ -155,7 +155,7 @@ class Clusters(tf.Module):
             piece = tf.ensure_shape(padded[start : start + self._swept_rows], [self._swept_rows, x.shape[1]])
             tables, swept = tf.switch_case(
                 tf.searchsorted(self._slots, _used(tables)[None])[0],
-                [lambda sweep=sweep: sweep(tables, piece, rows, block) for sweep in sweeps],
+                [lambda sweep=sweep: _whitened(*sweep(tables, piece, rows, block)) for sweep in sweeps],
             )
             tables, told = tf.cond(swept.changes, lambda: change(tables, told), lambda: (tables, told))
             return tables, block + swept.blocks, far + swept.far, told
@@ -190,20 +190,22 @@ class Clusters(tf.Module):
     def _sweep(self, slots: int) -> Sweep:
         """Moves the clusters on, which are in the first `slots`."""
 
-        def sweep(tables: Tables, x: tf.Tensor, rows: tf.Tensor, block: tf.Tensor) -> tuple[Tables, Swept]:
+        def sweep(tables: Tables, x: tf.Tensor, rows: tf.Tensor, block: tf.Tensor) -> tuple[Tables, Swept, tf.Tensor]:
             ahead = 0.5 * tf.cast(self._blocks.number(rows) + 1, tf.float64)
             moved, swept = self._blocks.sweep(unpack(tables, slots)._replace(ahead=ahead), x, rows, block)
-            return pack(moved, tables), swept
+            alike = moved.correlations if is_full(moved.width) else moved.whitening
+            return pack(moved, tables), swept, alike
 
         return sweep
 
     def _change(self, tables: Tables, told: Told) -> tuple[Tables, Told]:
         """Deaths, births, merges and splits."""
-        state, told = deaths(unpack(tables), told)
+        state = unpack(tables)
+        state, told = tf.cond(tf.reduce_any(dying(state)), lambda: deaths(state, told), lambda: (state, told))
         state, told = tf.cond(may_be_born(state), lambda: births(state, told, self._limit), lambda: (state, told))
         state, told = merges(state, told)
-        state, told = splits(state, told)
-        return pack(state, tables), told
+        state, told = tf.cond(tf.reduce_any(split_ready(state)), lambda: splits(state, told), lambda: (state, told))
+        return pack(correlated(state), tables), told
 
     def _begin(self, x: tf.Tensor, tables: Tables) -> Tables:
         """Fixes the frame by the first rows: their medians, and how far nine in ten are from them."""
@@ -218,6 +220,13 @@ class Clusters(tf.Module):
 
 def _alive(tables: Tables) -> tf.Tensor:
     return tables.clusters[:, OF_SLOTS.index("id")] >= 0.0
+
+
+def _whitened(tables: Tables, swept: Swept, alike: tf.Tensor) -> tuple[Tables, Swept]:
+    """With what whitens the correlations `alike` (the first slots, width, width)."""
+    if not is_full(tables.far.shape[1]):
+        return tables, swept
+    return tables._replace(whitening=tf.concat([whitening(alike), tables.whitening[alike.shape[0] :]], axis=0)), swept
 
 
 def _used(tables: Tables) -> tf.Tensor:

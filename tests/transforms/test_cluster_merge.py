@@ -19,7 +19,9 @@ from transforms.cluster_merge import MergeClusters
 
 
 def found(draw: np.random.Generator, clusters: int) -> Found:
-    return Found(draw.uniform(1, 9, clusters), draw.normal(0, 5, (clusters, 2)), draw.uniform(0.1, 2, (clusters, 2)))
+    half = draw.normal(0, 1, (clusters, 2, 2))
+    covariance = half @ half.transpose(0, 2, 1) + 0.1 * np.eye(2)
+    return Found(draw.uniform(1, 9, clusters), draw.normal(0, 5, (clusters, 2)), covariance)
 
 
 @settings(max_examples=60, deadline=None)
