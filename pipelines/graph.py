@@ -22,6 +22,7 @@ from apache_beam.pvalue import TaggedOutput
 import transforms.batch_coder  # noqa: F401  registers the coder of RecordBatches
 from pipelines.drifting import response, watch
 from pipelines.job import JobSpec
+from pipelines.labelled import known_classes
 from pipelines.modes import Mode
 from pipelines.steps import Apply, Stage
 from transforms.batches import EVENT_TIME, ROW, SEQUENCE, SOURCE, WATERMARK
@@ -212,8 +213,15 @@ def _learn(
     )
     if labels is None:
         return mode.learn(train, {"in": features}, "in", job, None)
+    if (classes := known_classes(job)) is None:
+        inputs = {"records": features, "labels": labels}
+        return mode.learn(Chain(_join(resolved), train), inputs, "records", job, resolved.context)
+    labels, unknown = labels | "known classes" >> classes
+    if resolved.labels is not None:
+        unknown = unknown | "unknown classes" >> beam.Map(_foreign).with_output_types(pa.RecordBatch)
     inputs = {"records": features, "labels": labels}
-    return mode.learn(Chain(_join(resolved), train), inputs, "records", job, resolved.context)
+    features, learnt = mode.learn(Chain(_join(resolved), train), inputs, "records", job, resolved.context)
+    return features, learnt | {"refused": (learnt["refused"], unknown) | "not learnt" >> beam.Flatten()}
 
 
 def _hold(

@@ -20,6 +20,7 @@ from models.storage import write_text_atomically
 from pipelines.job import JobSpec, LearnerSection
 from transforms.batches import RESERVED
 from transforms.file_source import FileSource, all_files
+from transforms.known_classes import KnownClasses
 from transforms.label_context import LabelContext
 from transforms.schema import Schema
 from transforms.sources import Source
@@ -81,6 +82,15 @@ def label_context(job: JobSpec, section: LearnerSection) -> LabelContext | None:
     classes = int(section.options.get(CLASSES, 2)) if VOCABULARY in options_of(section.algorithm) else 0
     vocabulary = tuple(map(str, section.options.get(VOCABULARY, ())))
     return LabelContext(job.labels.column, tuple(section.features), job.labels.delay, classes, vocabulary)
+
+
+def known_classes(job: JobSpec) -> KnownClasses | None:
+    """What tells labels that are a class of the settled learner; None where it has no classes."""
+    assert job.learner is not None
+    options = job.learner.options
+    if job.labels is None or CLASSES not in options:
+        return None
+    return KnownClasses(job.labels.column, int(options[CLASSES]), tuple(map(str, options.get(VOCABULARY, ()))))
 
 
 def _keyed(section: LearnerSection, columns: pa.Schema) -> LearnerSection:

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 from pipelines.evaluated import estimates_numbers, read_evaluations, root_mean_square
 from pipelines.parts import Int64s, Parts, in_order
 from transforms.batches import EVENT_TIME, SEQUENCE
+from transforms.known_classes import UNKNOWN_CLASS
 
 # Dead letters that are about a label or about learning from it. The record itself was predicted, or never was one.
-ABOUT_LABELS = ("no_record", "duplicate_label", "null_label", "learner_refused")
+ABOUT_LABELS = ("no_record", "duplicate_label", "null_label", "learner_refused", UNKNOWN_CLASS)
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,23 @@ def test_what_is_missing_in_text_is_a_value_of_its_own_and_a_missing_label_is_no
     pd.testing.assert_series_equal(*[answer["prediction"].reset_index(drop=True) for answer in answers])
 
 
+def test_a_class_that_comes_with_a_later_file_takes_no_other_label_with_it(tmp_path):
+    data = records(700)
+    data["y"] = np.where(data.a > 0, "up", "down")
+    data.loc[400::10, "y"] = "sideways"
+    data["when"] = pd.date_range("2026-01-01", periods=700, freq="min").strftime("%Y-%m-%dT%H:%M:%SZ")
+    (tmp_path / "days").mkdir()
+    spec = job("classify", tmp_path, data, input=str(tmp_path / "days"), time="when", label_delay="3m", drain=False)
+    data[:400].to_csv(tmp_path / "days" / "1.csv", index=False)
+    versions = run(spec)[0].versions
+    data[400:].to_csv(tmp_path / "days" / "2.csv", index=False)
+    summary, _ = run(spec)
+    assert summary.versions > versions + 1 and summary.predictions == 700 and summary.lost == 0
+    letters = pd.concat([pq.read_table(part).to_pandas() for part in Path(spec.output, "dead_letters").glob("*.parquet")])
+    assert letters["reason"].tolist() == ["unknown_class"] * 30 and "(down, up)" in letters["detail"].iloc[0]
+    assert "sideways" in letters["record"].iloc[0] and summary.accuracy < 0.96  # no class of the learner: the answer is wrong
+
+
 def test_files_without_a_time_column_are_told_apart_before_anything_is_late(tmp_path):
     data = records(300)
     data["y"] = (data.a > 0).astype(int)
