@@ -34,7 +34,7 @@ from models.naming import input_names
 NONE = FREE
 FAR_ROWS = 384  # unexplained rows that are kept
 SWEPT_BLOCKS = 4  # that are one call of the compiled program
-FEW_SLOTS = 8  # that are looked at while clusters are in no others
+FEW_SLOTS = 16  # that are looked at while clusters are in no others; more are another program, which takes 2 s to compile
 
 Sweep: TypeAlias = Callable[[Tables, tf.Tensor, tf.Tensor, tf.Tensor], tuple[Tables, Swept, tf.Tensor]]  # see `Clusters._sweep`
 
