@@ -27,6 +27,7 @@ from transforms.sources import Source
 
 CLASSES_FILE = "learner.json"
 TEXTS_FILE = "text_columns.json"
+TWO_CLASSES = "mlp_classifier"
 KEYED = "keyed_classifier"  # learns where the options name a key
 LOOKED_AT_ROWS = 2000  # in them a column of text shows whether its values come again,
 MOST_DISTINCT = 0.5  # or are a name for each record: more distinct values than this share
@@ -65,8 +66,10 @@ def settle(job: JobSpec, columns: pa.Schema, records: Source, labels: Source) ->
         section = section.model_copy(update={"options": section.options | found})
     if not section.features:
         section = section.model_copy(update={"features": _numeric(job, columns, section)})
-    if VOCABULARY in known and CLASSES not in section.options:
-        given = section.options.get(VOCABULARY)
+    given = section.options.get(VOCABULARY)
+    # A topic does not tell which classes there will be; jobs of this learner then count on its two.
+    two = section.algorithm == TWO_CLASSES and given is None and not isinstance(labels, FileSource)
+    if VOCABULARY in known and CLASSES not in section.options and not two:
         found = _classes(job, labels) if given is None else _given(job.labels.column, given, labels)
         options = {name: value for name, value in section.options.items() if name != VOCABULARY}
         section = section.model_copy(update={"options": options | found})
