@@ -116,11 +116,9 @@ def to_numpy(batch: pa.RecordBatch, name: str, dtype: str, shape: tuple[int | No
         raise ValueError(
             f"column {name!r}: the model wants shape {list(shape)} a row, the column is {batch.schema.field(name).type}"
         )
-    if (
-        dtype != "string"
-        and not dtype.startswith("float")
-        and (nulls := column.null_count if missing is None else missing.sum())
-    ):
+    # A text by itself that is missing is an empty one, in `_cast`; a list of texts that is missing has no such thing.
+    filled = dtype.startswith("float") or (dtype == "string" and missing is None)
+    if not filled and (nulls := column.null_count if missing is None else missing.sum()):
         raise ValueError(f"column {name!r} has {nulls} nulls, and {dtype} has no NaN to stand for them")
     array = _cast(name, column, dtype).reshape(batch.num_rows, *(sizes or shape))
     return array if missing is None else np.where(missing.reshape(-1, *[1] * len(sizes)), np.nan, array).astype(dtype)
